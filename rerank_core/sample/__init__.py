@@ -1,0 +1,1 @@
+"""The embedded sample: a synthetic collection, written and graded for this project."""
