@@ -1,0 +1,1 @@
+"""Where it runs: checks of a running cluster."""

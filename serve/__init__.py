@@ -1,0 +1,1 @@
+"""What we keep running: the online half, which is not written yet."""
