@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
 from importlib import resources
 from itertools import combinations, pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def ngrams(text: str, *, n: int) -> frozenset[tuple[str, ...]]:
@@ -28,7 +31,12 @@ def pairwise_overlap(texts: Mapping[str, str], *, n: int) -> list[tuple[float, s
 
 def sample_texts() -> dict[str, str]:
     """Return title and text of every document of the embedded sample by doc_id."""
-    lines = resources.files("rerank_core.sample").joinpath("corpus.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        resources.files("rerank_core.sample")
+        .joinpath("corpus.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     documents = [json.loads(line) for line in lines]
     return {document["doc_id"]: f"{document['title']}\n{document['text']}" for document in documents}
 
@@ -37,8 +45,12 @@ def describe(overlaps: list[tuple[float, str, str]], *, n: int) -> str:
     """Return the overlap's distribution and its largest pairs as text."""
     values = [overlap for overlap, _, _ in overlaps]
     edges = (0.0, 0.001, 0.01, 0.02, 0.05, 1.01)
-    lines = [f"{n}-gram overlap of {len(values)} pairs: mean {sum(values) / len(values):.6f}, largest {values[0]:.4f}"]
-    lines += [f"  {low:.3f} to {high:.3f}: {sum(low <= v < high for v in values)}" for low, high in pairwise(edges)]
+    lines = [
+        f"{n}-gram overlap of {len(values)} pairs: mean {sum(values) / len(values):.6f}, largest {values[0]:.4f}"
+    ]
+    lines += [
+        f"  {low:.3f} to {high:.3f}: {sum(low <= v < high for v in values)}" for low, high in pairwise(edges)
+    ]
     lines += [f"  {overlap:.4f} {first} {second}" for overlap, first, second in overlaps[:3]]
     return "\n".join(lines)
 

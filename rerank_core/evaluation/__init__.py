@@ -1,0 +1,1 @@
+"""How good a run is, beside what it must be compared with, and how sure we are."""

@@ -1,0 +1,160 @@
+"""Findings in, one self-contained HTML page out."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from rerank_core.evaluation.findings import (
+    DEPTH,
+    ExplainedDocument,
+    Findings,
+    chosen_queries,
+    compared_rows,
+    fallback_line,
+    finding,
+    largest_moves,
+    most_telling,
+    ndcg_share,
+    row_label,
+    signed,
+)
+from rerank_core.evaluation.heat_map import HeatMap, heat_map
+from rerank_core.evaluation.pictures import PictureStyle, draw_metrics, draw_rank_changes
+from rerank_core.text import normalise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rerank_core.records import Attribution, Explanation
+
+MAX_CARDS: Final = 24
+MAX_MOVES: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class PictureSet:
+    """One picture as data URIs, for both themes and two widths."""
+
+    light: str
+    dark: str
+    light_narrow: str
+    dark_narrow: str
+
+
+@dataclass(frozen=True, slots=True)
+class CitedWord:
+    """A word that an explanation cites, with the sum of its values; None where it is not in the document."""
+
+    text: str
+    value: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenText:
+    """An explanation as shown: `verdict` is verified, replaced or unverified."""
+
+    heading: str
+    verdict: str
+    explanation: Explanation
+    cited: tuple[CitedWord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """An explained document as shown."""
+
+    explained: ExplainedDocument
+    heat: HeatMap
+    texts: tuple[WrittenText, ...]
+
+
+def render_report(findings: Findings) -> str:
+    """Return the page: no script, nothing loaded from elsewhere, every text from the data escaped.
+
+    Raises:
+        DataError: the shown run was not evaluated, no document was attributed, or a unit does not fit.
+    """
+    environment = Environment(
+        loader=PackageLoader("rerank_core.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"signed": signed, "row_label": row_label, "wall_time": wall_time}
+    chosen = chosen_queries(findings.queries)
+    evaluations = [explained.attribution.num_evals for explained in findings.explained]
+    return environment.get_template("report.html.j2").render(
+        findings=findings,
+        finding=finding(findings),
+        compared=compared_rows(findings),
+        metrics_picture=_picture_set(lambda style: draw_metrics(findings.metrics, style)),
+        ranks_picture=_picture_set(lambda style: draw_rank_changes(chosen, style)),
+        moves=largest_moves(findings.queries, limit=MAX_MOVES),
+        ndcg_share=ndcg_share,
+        depth=DEPTH,
+        cards=_cards(findings.explained),
+        fallback_line=fallback_line(findings.explained),
+        evaluations=(min(evaluations), sum(evaluations) / len(evaluations), max(evaluations)),
+    )
+
+
+def wall_time(seconds: float) -> str:
+    """Return a duration for people: `8 s`, `3 min 20 s`, `2 h 5 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _picture_set(draw: Callable[[PictureStyle], bytes]) -> PictureSet:
+    wide, narrow = PictureStyle().width, 330
+    return PictureSet(
+        light=_data_uri(draw(PictureStyle(theme="light", width=wide))),
+        dark=_data_uri(draw(PictureStyle(theme="dark", width=wide))),
+        light_narrow=_data_uri(draw(PictureStyle(theme="light", width=narrow))),
+        dark_narrow=_data_uri(draw(PictureStyle(theme="dark", width=narrow))),
+    )
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+
+
+def _cards(explained: Sequence[ExplainedDocument]) -> tuple[Card, ...]:
+    """Return the most telling document, then the others in their order, up to the page's limit."""
+    first = most_telling(explained)
+    ordered = [first, *(other for other in explained if other is not first)]
+    return tuple(_card(item) for item in ordered[:MAX_CARDS])
+
+
+def _card(explained: ExplainedDocument) -> Card:
+    cited = explained.with_attribution.cited if explained.with_attribution else ()
+    written = (
+        ("With attributions", explained.with_attribution),
+        ("Without attributions", explained.without_attribution),
+    )
+    return Card(
+        explained=explained,
+        heat=heat_map(explained.attribution, explained.ranked.document, cited=cited),
+        texts=tuple(
+            _written(head, text, explained.attribution) for head, text in written if text is not None
+        ),
+    )
+
+
+def _written(heading: str, explanation: Explanation, attribution: Attribution) -> WrittenText:
+    verdict = "replaced" if explanation.fallback else "verified" if explanation.grounded else "unverified"
+    cited = tuple(CitedWord(word, _word_value(word, attribution)) for word in explanation.cited)
+    return WrittenText(heading=heading, verdict=verdict, explanation=explanation, cited=cited)
+
+
+def _word_value(word: str, attribution: Attribution) -> float | None:
+    pairs = zip(attribution.units, attribution.values, strict=True)
+    values = [value for unit, value in pairs if normalise(unit.text) == normalise(word)]
+    return sum(values) if values else None

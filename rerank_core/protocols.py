@@ -1,0 +1,42 @@
+"""The seams: what a runtime, a model or a test may put in place of ours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rerank_core.records import Attribution, Candidate, Document, Generation, Query
+
+
+class Retriever(Protocol):
+    """A first stage over one corpus."""
+
+    def retrieve(self, query: Query, *, k: int) -> list[Candidate]:
+        """Return the best `k` documents (all of them where the corpus is smaller), best first, ranks from 1."""
+        ...
+
+
+class Scorer(Protocol):
+    """One number per (query, document): a logit, unbounded, higher is better."""
+
+    def score(self, query: Query, documents: Sequence[Document]) -> list[float]:
+        """Return one score per document, in the order of `documents`; a score depends on its own pair alone."""
+        ...
+
+
+class Attributor(Protocol):
+    """A value per word of each document for its score."""
+
+    def attribute(self, query: Query, documents: Sequence[Document], *, seed: int) -> list[Attribution]:
+        """Return one attribution per document, in the order of `documents`."""
+        ...
+
+
+class TextGenerator(Protocol):
+    """A language model that writes JSON of a given schema."""
+
+    def generate(self, prompts: Sequence[str], schemas: Sequence[Mapping[str, Any]]) -> list[Generation]:
+        """Return one generation per prompt; `schemas[i]` is the JSON schema that text i was asked to follow."""
+        ...

@@ -1,0 +1,166 @@
+"""The nouns: frozen records that every other module speaks in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Qrels = Mapping[str, Mapping[str, int]]
+"""`qrels[query_id][doc_id] -> grade`; a pair that is absent is unjudged and counts as grade 0."""
+
+Split = Literal["train", "dev", "test"]
+DocumentField = Literal["title", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What we rank for."""
+
+    query_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A thing that can be ranked."""
+
+    doc_id: str
+    text: str
+    title: str = ""
+    url: str = ""
+
+    @property
+    def content(self) -> str:
+        """What a scorer reads: the title, a line break, the text; the text alone where there is no title."""
+        return f"{self.title}\n{self.text}" if self.title else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A document in one query's first-stage list."""
+
+    document: Document
+    first_stage_rank: int  # from 1
+    first_stage_score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """One query's exact permutation of its candidates, best first; `scores[i]` belongs to `doc_ids[i]`."""
+
+    query_id: str
+    doc_ids: tuple[str, ...]
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Rankings of many queries, with a name; `rankings` is keyed by query_id."""
+
+    name: str
+    rankings: Mapping[str, Ranking]
+
+
+@dataclass(frozen=True, slots=True)
+class GradedCandidate:
+    """One pointwise training row: a candidate of a query with its grade (0 when unjudged)."""
+
+    query_id: str
+    doc_id: str
+    first_stage_rank: int
+    grade: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """For one query, the chosen document beats the rejected one; `chosen_grade > rejected_grade`."""
+
+    query_id: str
+    chosen_id: str
+    rejected_id: str
+    chosen_grade: int
+    rejected_grade: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What is switched on and off: a word at characters `start` to `end` of the document's title or text."""
+
+    text: str
+    start: int
+    end: int
+    field: DocumentField = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """A number per unit: `base_value + sum(values) + residual == score`, in logits."""
+
+    query_id: str
+    doc_id: str
+    score: float
+    base_value: float
+    units: tuple[Unit, ...]
+    values: tuple[float, ...]
+    method: str
+    num_evals: int
+    residual: float
+    seed: int
+    is_truncated: bool = False  # only the part of the document that the scorer reads has units
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceWord:
+    """A word that an explanation may cite, with the sum of its values over all its places."""
+
+    text: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The attributed words that an explanation may cite, largest absolute value first."""
+
+    words: tuple[EvidenceWord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Text for a person: why the document was placed where it is."""
+
+    query_id: str
+    doc_id: str
+    text: str
+    cited: tuple[str, ...]
+    grounded: bool
+    problems: tuple[str, ...]
+    with_attribution: bool
+    fallback: bool  # the generator's text failed the grounding check; `text` is the template sentence
+    prompt_tokens: int
+    generated_tokens: int
+    generator: str
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What a text generator returned for one prompt."""
+
+    text: str
+    prompt_tokens: int
+    generated_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """Documents, queries and judgements as loaded; the optional parts are None where the collection ships none."""
+
+    name: str
+    documents: Mapping[str, Document]
+    queries: Mapping[str, Query]
+    qrels: Qrels
+    pool: Mapping[str, tuple[str, ...]] | None = None  # query_id -> its judged pool
+    splits: Mapping[str, Split] | None = None  # query_id -> split
+    relevant_from: int = 1  # the lowest grade that MRR and MAP count as relevant
+    num_quarantined: int = 0
+    quarantined: tuple[Mapping[str, str], ...] = field(default=())  # rows left out: file, row, reason

@@ -1,0 +1,1 @@
+"""First stages: what fetches a query's candidates."""
