@@ -1,0 +1,1 @@
+"""Language models as scorers, and the artefact that holds one."""

@@ -1,0 +1,260 @@
+"""One output neuron on a language model, as a scorer of (query, document)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rerank_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rerank_core.records import Document, Query
+
+HeadKind = Literal["linear", "yes_no"]
+Pooling = Literal["last", "product"]
+
+PAIR_TEMPLATE = "{cls}{query}{sep}{document}{sep}"
+TEXT_TEMPLATE = "Query: {query}\nDocument: {document}{eos}"
+YES_NO_TEMPLATE = "Query: {query}\nDocument: {document}\nDoes the document answer the query? Answer:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptFormat:
+    """How a pair becomes one sequence of tokens: the query first, the document last, then the template's end.
+
+    `template` holds `{query}` and `{document}` once each, in that order, and may hold the tokenizer's special tokens as
+    `{cls}`, `{sep}`, `{bos}` and `{eos}`. What stands in a query or a document is never read as a special token.
+    """
+
+    template: str
+    max_length: int  # tokens of the whole sequence
+    max_query_length: int  # tokens of the query
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """A pair as tokens; `document_start` and `document_end` bound the document's tokens."""
+
+    input_ids: tuple[int, ...]
+    document_start: int
+    document_end: int
+    is_truncated: bool  # the end of the document, or of the query, was cut
+
+
+class PairEncoder:
+    """Turns (query, document) into token ids."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> None:
+        self.tokenizer = tokenizer
+        self.format = prompt_format
+        before, _, rest = prompt_format.template.partition("{query}")
+        between, _, after = rest.partition("{document}")
+        self._before, self._between, self._after = (
+            self._fixed_ids(part) for part in (before, between, after)
+        )
+        fixed = len(self._before) + len(self._between) + len(self._after)
+        if fixed + prompt_format.max_query_length >= prompt_format.max_length:
+            raise ConfigError(
+                f"max_length {prompt_format.max_length} leaves no room for a document after"
+                f" {prompt_format.max_query_length} query tokens and {fixed} of the template; raise max_length"
+            )
+
+    def encode(self, query: Query, document: Document) -> EncodedPair:
+        """Return the tokens of a pair; a document that is too long is cut at its end."""
+        query_ids = self._text_ids(query.text)
+        head = self._before + query_ids[: self.format.max_query_length] + self._between
+        room = self.format.max_length - len(head) - len(self._after)
+        document_ids = self._text_ids(document.content)
+        return EncodedPair(
+            input_ids=tuple(head + document_ids[:room] + self._after),
+            document_start=len(head),
+            document_end=len(head) + min(room, len(document_ids)),
+            is_truncated=len(query_ids) > self.format.max_query_length or len(document_ids) > room,
+        )
+
+    def visible_content(self, query: Query, document: Document) -> str:
+        """Return the part of the document's content that the model reads next to this query."""
+        pair = self.encode(query, document)
+        num_visible = pair.document_end - pair.document_start
+        ends = [end for _, end in self._text_tokens(document.content)]
+        return document.content if num_visible >= len(ends) else document.content[: ends[num_visible - 1]]
+
+    def _fixed_ids(self, text: str) -> list[int]:
+        names = ("cls", "sep", "bos", "eos")
+        special = {name: getattr(self.tokenizer, f"{name}_token") or "" for name in names}
+        ids: list[int] = self.tokenizer.encode(text.format(**special), add_special_tokens=False)
+        return ids
+
+    def _text_ids(self, text: str) -> list[int]:
+        return [token_id for token_id, _ in self._text_tokens(text)]
+
+    def _text_tokens(self, text: str) -> list[tuple[int, int]]:
+        """Return (id, end character) of a text's tokens.
+
+        Special tokens in a text are read letter by letter, except the mask that attribution puts there.
+        """
+        mask = self.tokenizer.mask_token
+        pieces = text.split(mask) if mask else [text]
+        tokens = self._plain_tokens(pieces[0], shift=0)
+        place = len(pieces[0])
+        for piece in pieces[1:]:
+            place += len(mask)
+            tokens.append((self.tokenizer.mask_token_id, place))
+            tokens += self._plain_tokens(piece, shift=place)
+            place += len(piece)
+        return tokens
+
+    def _plain_tokens(self, text: str, *, shift: int) -> list[tuple[int, int]]:
+        found = self.tokenizer(
+            text,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        return [
+            (token_id, shift + end)
+            for token_id, (_, end) in zip(found["input_ids"], found["offset_mapping"], strict=True)
+        ]
+
+
+class SingleNeuronModel(nn.Module):
+    """A language model whose output layer is one neuron: `score = w · h + b` on one pooled hidden state `h`.
+
+    "last" pools the hidden state of the last non-pad token, which in a causal language model has seen everything.
+    "product" is for encoders: the mean state of the query's tokens times that of the document's, element by element, each of
+    unit length, after full attention between the two (ADR 0005).
+    """
+
+    def __init__(
+        self, backbone: PreTrainedModel, head: nn.Linear, *, pooling: Pooling, has_token_types: bool
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.pooling = pooling
+        self.has_token_types = has_token_types
+
+    @property
+    def config(self) -> Any:
+        """The backbone's configuration; DeepSpeed's integration reads its hidden size."""
+        return self.backbone.config
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, segment_ids: Tensor) -> Tensor:
+        """Return one score per row, (rows,), from right- or left-padded inputs, each (rows, length)."""
+        positions = (attention_mask.cumsum(dim=1) - 1).clamp(
+            min=0
+        )  # padding on the left does not shift a text
+        extra = {"token_type_ids": segment_ids} if self.has_token_types else {"use_cache": False}
+        hidden = self.backbone(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, **extra
+        ).last_hidden_state  # (rows, length, width)
+        if self.pooling == "last":
+            pooled = last_state(hidden, attention_mask)
+        else:
+            of_query = unit_mean(hidden, attention_mask * (1 - segment_ids))
+            pooled = of_query * unit_mean(hidden, attention_mask * segment_ids)
+        return self.head(pooled).squeeze(-1)  # (rows,)
+
+
+def last_state(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Return the state of each row's last non-pad token, (rows, width), from (rows, length, width)."""
+    places = torch.arange(mask.shape[1], device=hidden.device)  # (length,)
+    index = places.masked_fill(mask == 0, -1).max(dim=1).values  # (rows,)
+    return hidden[torch.arange(len(hidden), device=hidden.device), index]
+
+
+def unit_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of each row's masked-in states, scaled to length 1, (rows, width)."""
+    total = (hidden * mask.unsqueeze(-1).to(hidden.dtype)).sum(dim=1)  # the length of the sum does not matter
+    return nn.functional.normalize(total, dim=-1)
+
+
+def pad(pairs: Sequence[EncodedPair], *, pad_id: int) -> dict[str, Tensor]:
+    """Return the model's inputs for some pairs, padded on the right, each (pairs, longest length).
+
+    Segment 0 is the query with what stands before and behind it, segment 1 the document with the template's end.
+    """
+    length = max(len(pair.input_ids) for pair in pairs)
+    ids = torch.full((len(pairs), length), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(pairs), length), dtype=torch.long)
+    segments = torch.zeros((len(pairs), length), dtype=torch.long)
+    for row, pair in enumerate(pairs):
+        ids[row, : len(pair.input_ids)] = torch.tensor(pair.input_ids)
+        mask[row, : len(pair.input_ids)] = 1
+        segments[row, pair.document_start : len(pair.input_ids)] = 1
+    return {"input_ids": ids, "attention_mask": mask, "segment_ids": segments}
+
+
+def length_batches(lengths: Sequence[int], *, max_tokens: int) -> Iterator[list[int]]:
+    """Yield indices in batches of similar length with at most `max_tokens` padded tokens (or one row), longest first."""
+    batch: list[int] = []
+    longest = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        longest = max(longest, lengths[index])
+        if batch and longest * (len(batch) + 1) > max_tokens:
+            yield batch
+            batch, longest = [], lengths[index]
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+class LanguageModelScorer:
+    """A `Scorer` over a single-neuron model; scores are logits and depend on their own pair alone."""
+
+    def __init__(
+        self, model: SingleNeuronModel, encoder: PairEncoder, *, digest: str, max_tokens_per_batch: int = 8192
+    ) -> None:
+        self.model = model.eval()
+        self.encoder = encoder
+        self.digest = digest
+        self.max_tokens_per_batch = max_tokens_per_batch
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the model."""
+        return self.encoder.tokenizer
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of query and document together that the model reads."""
+        return self.encoder.format.max_length
+
+    def score(self, query: Query, documents: Sequence[Document]) -> list[float]:
+        """Return one score per document, in the order of `documents`."""
+        return self.score_pairs([(query, document) for document in documents])
+
+    def score_pairs(self, pairs: Sequence[tuple[Query, Document]]) -> list[float]:
+        """Return one score per pair, in the order of `pairs`; batches hold pairs of similar length."""
+        return self.score_encoded([self.encoder.encode(query, document) for query, document in pairs])
+
+    def score_encoded(self, pairs: Sequence[EncodedPair]) -> list[float]:
+        """Return one score per encoded pair, in the order of `pairs`."""
+        scores = [0.0] * len(pairs)
+        lengths = [len(pair.input_ids) for pair in pairs]
+        for batch in length_batches(lengths, max_tokens=self.max_tokens_per_batch):
+            values = self._forward([pairs[index] for index in batch])
+            for index, value in zip(batch, values, strict=True):
+                scores[index] = value
+        return scores
+
+    def visible_content(self, query: Query, document: Document) -> str:
+        """Return the part of the document's content that the model reads next to this query."""
+        return self.encoder.visible_content(query, document)
+
+    @torch.inference_mode()
+    def _forward(self, pairs: Sequence[EncodedPair]) -> list[float]:
+        inputs = pad(pairs, pad_id=self.tokenizer.pad_token_id)
+        device = self.model.head.weight.device
+        values: list[float] = (
+            self.model(**{name: tensor.to(device) for name, tensor in inputs.items()}).float().tolist()
+        )
+        return values

@@ -1,0 +1,1 @@
+"""Objectives, batching and steps of scorer training."""

@@ -1,0 +1,95 @@
+"""An untrained scorer from a model folder."""
+
+import shutil
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from rerank_core.errors import ConfigError
+from rerank_core.models.build import build_encoder, build_model, load_tokenizer
+from rerank_core.models.scorer import LanguageModelScorer, pad
+from rerank_core.records import Document, Query
+
+
+def test_the_same_seed_gives_the_same_head(causal_folder) -> None:
+    heads = [
+        build_model(causal_folder, head="linear", num_layers=None, seed=seed).head.weight
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def test_an_untrained_encoder_scores_the_cosine_of_query_and_document(encoder_folder) -> None:
+    model = build_model(encoder_folder, head="linear", num_layers=None, seed=0)
+    encoder = build_encoder(load_tokenizer(encoder_folder), model.config, head="linear", max_length=48)
+    pair = encoder.encode(Query("q", "sea ice"), Document("d", "snow depth on sea ice"))
+    inputs = pad([pair], pad_id=0)
+    with torch.inference_mode():
+        hidden = model.backbone(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            token_type_ids=inputs["segment_ids"],
+        ).last_hidden_state[0]
+    cosine = torch.cosine_similarity(
+        hidden[: pair.document_start].mean(dim=0), hidden[pair.document_start :].mean(dim=0), dim=0
+    )
+    score = LanguageModelScorer(model, encoder, digest="x").score(
+        Query("q", "sea ice"), [Document("d", "snow depth on sea ice")]
+    )
+    assert score[0] == pytest.approx(20 * (cosine.item() - 0.8), abs=1e-4)
+
+
+def test_the_yes_no_head_scores_the_difference_of_two_logits(causal_folder) -> None:
+    model = build_model(causal_folder, head="yes_no", num_layers=None, seed=0)
+    tokenizer = load_tokenizer(causal_folder)
+    encoder = build_encoder(tokenizer, model.config, head="yes_no", max_length=64)
+    query, document = Query("q", "sea ice"), Document("d", "snow depth on sea ice")
+    ids = torch.tensor([encoder.encode(query, document).input_ids])
+    language_model = AutoModelForCausalLM.from_pretrained(causal_folder, dtype=torch.float32)
+    with torch.inference_mode():
+        logits = language_model(ids).logits[0, -1]
+    yes, no = (tokenizer.encode(word, add_special_tokens=False)[0] for word in (" yes", " no"))
+    score = LanguageModelScorer(model, encoder, digest="x").score(query, [document])[0]
+    assert score == pytest.approx((logits[yes] - logits[no]).item(), abs=1e-5)
+
+
+def test_an_encoder_has_no_yes_no_head(encoder_folder) -> None:
+    with pytest.raises(ConfigError, match="use --head linear"):
+        build_model(encoder_folder, head="yes_no", num_layers=None, seed=0)
+
+
+def test_a_tokenizer_without_yes_and_no_has_no_yes_no_head(causal_folder, tmp_path) -> None:
+    folder = shutil.copytree(causal_folder, tmp_path / "model")
+    vocabulary = {"[UNK]": 0, "[PAD]": 1, "sea": 2}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(
+        folder
+    )
+    with pytest.raises(ConfigError, match="no single token"):
+        build_model(folder, head="yes_no", num_layers=None, seed=0)
+
+
+def test_only_the_first_layers_are_kept_on_request(causal_folder) -> None:
+    assert len(build_model(causal_folder, head="linear", num_layers=1, seed=0).backbone.layers) == 1
+
+
+def test_more_layers_than_there_are_is_refused(causal_folder) -> None:
+    with pytest.raises(ConfigError, match="has 2 layers, not 3"):
+        build_model(causal_folder, head="linear", num_layers=3, seed=0)
+
+
+def test_more_length_than_positions_is_refused(encoder_folder) -> None:
+    model = build_model(encoder_folder, head="linear", num_layers=None, seed=0)
+    with pytest.raises(ConfigError, match="128 positions"):
+        build_encoder(load_tokenizer(encoder_folder), model.config, head="linear", max_length=129)
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(causal_folder, tmp_path) -> None:
+    tokenizer = load_tokenizer(causal_folder)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert again.pad_token_id == again.eos_token_id
