@@ -1,0 +1,1 @@
+"""Values of words for a score."""

@@ -1,0 +1,44 @@
+"""Base value + values = score, checked."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Protocol
+
+from rerank_core.errors import DataError
+from rerank_core.protocols import Scorer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rerank_core.records import Attribution, Document, Query
+
+RESIDUAL_LIMIT = 1e-3
+"""The largest |score - base value - sum of values|, in logits, that may be stored as an attribution."""
+
+
+class AttributableScorer(Scorer, Protocol):
+    """A scorer that says how much of a document it reads: a word that it never sees has no value."""
+
+    def visible_content(self, query: Query, document: Document) -> str:
+        """Return the part of `document.content`, from its start, that the scorer reads next to this query."""
+        ...
+
+
+def residual(score: float, base_value: float, values: Sequence[float]) -> float:
+    """Return what base value and values leave unexplained of the score; 0 for an exact attribution."""
+    return score - math.fsum([base_value, *values])
+
+
+def check_residual(attribution: Attribution) -> None:
+    """Refuse an attribution that does not add up to its score.
+
+    Raises:
+        DataError: the residual lies outside ±`RESIDUAL_LIMIT`, or is not a number.
+    """
+    if not abs(attribution.residual) <= RESIDUAL_LIMIT:  # so that NaN fails too
+        raise DataError(
+            f"query {attribution.query_id!r}, document {attribution.doc_id!r}: base value and values miss the"
+            f" score by {attribution.residual:.3g}, more than {RESIDUAL_LIMIT:g}; check that the scorer gives"
+            " a pair the same score in any batch"
+        )

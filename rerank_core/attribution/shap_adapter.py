@@ -1,0 +1,136 @@
+"""Owen values on the tokenizer's tree, by shap's Partition explainer."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from shap.explainers import PartitionExplainer
+
+from rerank_core.attribution.contract import AttributableScorer, residual
+from rerank_core.attribution.masking import DocumentMasker
+from rerank_core.attribution.words import Span, merge_into_words
+from rerank_core.errors import ConfigError, DataError
+from rerank_core.records import Attribution, Document, Query, Unit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+METHOD = "shap-partition"
+
+
+class ShapAttributor:
+    """An `Attributor`: Owen values of tokens (shap's recursion over its token tree), summed into words.
+
+    The query stays as it is. A masked text is scored as a document without a title; a scorer that cuts long
+    documents cuts it too. The best-first search spends `max_evals` evaluations; what it has not split then is
+    shared out equally among the tokens below, so base value + values always give the score of the whole
+    visible text.
+    """
+
+    def __init__(
+        self, scorer: AttributableScorer, tokenizer: PreTrainedTokenizerBase, *, max_evals: int
+    ) -> None:
+        if max_evals < 1:
+            raise ConfigError(f"max_evals must be at least 1, got {max_evals}")
+        self._scorer = scorer
+        self._masker = DocumentMasker(tokenizer)
+        self._max_evals = max_evals
+
+    def attribute(self, query: Query, documents: Sequence[Document], *, seed: int) -> list[Attribution]:
+        """Return one attribution per document, in the order of `documents`, each independent of the others.
+
+        `seed` breaks ties in the order of the search; it lies in [0, 2**32). `num_evals` counts every scored
+        text: those of the search (the bare text, the whole text and at most `max_evals` - 1 more) and the
+        document itself.
+
+        Raises:
+            DataError: the score of a document is not finite.
+        """
+        scores = self._scorer.score(query, documents)
+        return [
+            self._attribute_one(query, document, score=score, seed=seed)
+            for document, score in zip(documents, scores, strict=True)
+        ]
+
+    def _attribute_one(self, query: Query, document: Document, *, score: float, seed: int) -> Attribution:
+        if not np.isfinite(score):
+            raise DataError(
+                f"query {query.query_id!r}, document {document.doc_id!r}: the score is {score}, not a number"
+            )
+        visible = self._visible_content(query, document)
+        game = _MaskedDocument(self._scorer, query, doc_id=document.doc_id)
+        base_value, units, values = score, tuple[Unit, ...](), tuple[float, ...]()
+        if visible.strip():
+            spans = self._masker.spans(visible)
+            base_value, token_values = self._token_values(game, spans, visible=visible, seed=seed)
+            units, values = merge_into_words(spans, token_values, document=document, visible=visible)
+        return Attribution(
+            query_id=query.query_id,
+            doc_id=document.doc_id,
+            score=score,
+            base_value=base_value,
+            units=units,
+            values=values,
+            method=METHOD,
+            num_evals=1 + game.num_evals,
+            residual=residual(score, base_value, values),
+            seed=seed,
+            is_truncated=visible != document.content,
+        )
+
+    def _visible_content(self, query: Query, document: Document) -> str:
+        visible = self._scorer.visible_content(query, document)
+        assert document.content.startswith(visible), (
+            "visible_content must return a prefix of the document's content"
+        )
+        return visible
+
+    def _token_values(
+        self, game: _MaskedDocument, spans: Sequence[Span], *, visible: str, seed: int
+    ) -> tuple[float, list[float]]:
+        """Return the base value, and one value per span."""
+        if sum(start < end for start, end in spans) < 2:
+            return self._whole_value(game, spans, visible=visible)
+        explainer = PartitionExplainer(game, self._masker)
+        with _numpy_seeded(seed):
+            result = explainer([visible], max_evals=self._max_evals, silent=True)
+        return float(result.base_values[0]), [float(value) for value in result.values[0]]
+
+    def _whole_value(
+        self, game: _MaskedDocument, spans: Sequence[Span], *, visible: str
+    ) -> tuple[float, list[float]]:
+        """Return base value and values of a text with at most one token, which has no tree."""
+        bare = self._masker(np.zeros(len(spans), dtype=np.bool_), visible)[0][0]
+        base_value, whole = (float(value) for value in game([bare, visible]))
+        return base_value, [whole - base_value if start < end else 0.0 for start, end in spans]
+
+
+class _MaskedDocument:
+    """The score of what is left of one document, as a function of texts; counts its evaluations."""
+
+    def __init__(self, scorer: AttributableScorer, query: Query, *, doc_id: str) -> None:
+        self._scorer = scorer
+        self._query = query
+        self._doc_id = doc_id
+        self.num_evals = 0
+
+    def __call__(self, texts: Sequence[str] | npt.NDArray[np.str_]) -> npt.NDArray[np.float64]:
+        self.num_evals += len(texts)
+        documents = [Document(self._doc_id, str(text)) for text in texts]
+        return np.asarray(self._scorer.score(self._query, documents), dtype=np.float64)
+
+
+@contextmanager
+def _numpy_seeded(seed: int) -> Iterator[None]:
+    """Seed numpy's global generator, from which shap breaks ties in its queue; restore its state after."""
+    state = np.random.get_state()
+    np.random.set_state(np.random.RandomState(seed).get_state())
+    try:
+        yield
+    finally:
+        np.random.set_state(state)

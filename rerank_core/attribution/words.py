@@ -1,0 +1,57 @@
+"""Values of sub-words into values of words, by summing."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from rerank_core.records import Document, Unit
+from rerank_core.text import Word, tokens_to_words, words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+Span = tuple[int, int]
+
+
+def merge_into_words(
+    spans: Sequence[Span], values: Sequence[float], *, document: Document, visible: str
+) -> tuple[tuple[Unit, ...], tuple[float, ...]]:
+    """Return the words of the visible part of a document, each with the sum of its sub-words' values.
+
+    `spans[i]` are the characters of sub-word i in `visible`, which is a prefix of `document.content` with
+    something else than white space in it; sub-words stand in the order of the text. Each goes to exactly one
+    word, so the sum is kept: punctuation to the nearest word, an empty span (a special token) to the word of
+    the sub-word before it, or after it at the start. A text without any word is cut at white space instead. A
+    word without sub-words has the value 0.
+    """
+    found = words(visible)
+    if found:
+        owners = tokens_to_words(spans, visible)
+    else:
+        found = [Word(match.group(), match.start(), match.end()) for match in re.finditer(r"\S+", visible)]
+        owners = [_run_of(span, found) for span in spans]
+    sums = [0.0] * len(found)
+    for owner, value in zip(_filled(owners), values, strict=True):
+        sums[owner] += value
+    return tuple(_unit(word, document) for word in found), tuple(sums)
+
+
+def _run_of(span: Span, runs: Sequence[Word]) -> int:
+    """Return the index of the last run that starts before the span ends; of the first where there is none."""
+    return max(sum(run.start < span[1] for run in runs) - 1, 0)
+
+
+def _filled(owners: Sequence[int]) -> Iterator[int]:
+    """Yield the owners, each -1 replaced by the owner before it, or by the first one known at the start."""
+    last = next((owner for owner in owners if owner >= 0), 0)
+    for owner in owners:
+        last = owner if owner >= 0 else last
+        yield last
+
+
+def _unit(word: Word, document: Document) -> Unit:
+    text_start = len(document.content) - len(document.text)
+    if word.start < text_start:
+        return Unit(word.text, word.start, word.end, field="title")
+    return Unit(word.text, word.start - text_start, word.end - text_start, field="text")
