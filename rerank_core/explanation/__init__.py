@@ -1,0 +1,1 @@
+"""Text that says why, and the check that it agrees with the attribution."""
