@@ -1,0 +1,1 @@
+"""What we run once: one module per job, Ray and DeepSpeed at the edge."""

@@ -1,0 +1,185 @@
+"""Attribute the scores of a run's top documents on Ray Data, shard by shard."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.manifest import file_digest, finish_output, folder_digest, opened_output, require_finished
+from jobs.progress import shard_progress
+from jobs.ray_session import Need, device_here, device_share, ray_session, require
+from jobs.shards import (
+    ActorPool,
+    Key,
+    Quarantined,
+    Shard,
+    commit_shard,
+    pending_shards,
+    plan_shards,
+    read_quarantine,
+)
+from rerank_core.attribution.contract import check_residual
+from rerank_core.attribution.table import attributions_table
+from rerank_core.errors import ConfigError, WhyrankError
+from rerank_core.formats import RUN, read_documents, read_queries, read_shards, rows_of
+from rerank_core.models.artefact import artefact_digest, load_artefact, read_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from jobs.config import AttributeJob
+    from rerank_core.protocols import Attributor
+    from rerank_core.records import Attribution, Document, Query
+
+logger = logging.getLogger("whyrank.attribute")
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeResult:
+    """Where the attributions are, of how many documents, and how many more were quarantined."""
+
+    attributions: Path
+    num_documents: int
+    num_quarantined: int
+
+
+def run_attribute(config: AttributeJob) -> AttributeResult:
+    """Attribute what is not attributed yet, and return where the attributions are.
+
+    Raises:
+        WhyrankError: an input is missing or wrong, the run has another artefact or corpus, the cluster is
+            too small, or attribution failed for good.
+    """
+    keys = planned_keys(config)
+    inputs = {
+        "corpus": file_digest(config.prepared / "corpus.parquet"),
+        "queries": file_digest(config.prepared / "queries.parquet"),
+        "artefact": artefact_digest(config.artefact),
+        "run": folder_digest(config.run, patterns=("data/shard-*.parquet",)),
+    }
+    with opened_output(config.output, job="attribute", config=config, inputs=inputs) as state:
+        if state == "finished":
+            logger.info("%s is finished: nothing to do", config.output)
+        else:
+            _attribute_pending(config, keys)
+        num_quarantined = len(read_quarantine(config.output))
+        result = AttributeResult(config.output, len(keys) - num_quarantined, num_quarantined)
+        if state != "finished":
+            results = {"documents": result.num_documents, "quarantined": result.num_quarantined}
+            finish_output(config.output, results=results)
+    return result
+
+
+def planned_keys(config: AttributeJob) -> list[Key]:
+    """Return (query_id, doc_id) of the documents to attribute: the top of the run, by rank, then query.
+
+    Raises:
+        DataError: an input folder is missing, unfinished or broken.
+        ArtefactError: the artefact is not one.
+        ConfigError: the run was scored with another artefact, or on another corpus.
+    """
+    require_finished(config.prepared, job="prepare")
+    scored = require_finished(config.run, job="score")
+    _refuse_other_corpus(config, scored["digests"], path=config.prepared / "corpus.parquet")
+    read_spec(config.artefact)
+    rows = list(
+        rows_of(read_shards(config.run / "data", RUN).select(["rank", "query_id", "doc_id", "model_digest"]))
+    )
+    _refuse_other_model(config, {row[3] for row in rows})
+    top = sorted((row for row in rows if row[0] <= config.top_k), key=itemgetter(0, 1))
+    return [(query_id, doc_id) for _, query_id, doc_id, _ in top[: config.max_documents]]
+
+
+def _refuse_other_corpus(config: AttributeJob, digests: Mapping[str, str], *, path: Path) -> None:
+    scored, given = digests.get("input:corpus"), file_digest(path)
+    if scored != given:
+        raise ConfigError(
+            f"the run {config.run} was scored on a corpus with the digest {scored}, but {path} has {given};"
+            " pass the prepared folder of that run"
+        )
+
+
+def _refuse_other_model(config: AttributeJob, scored: Collection[str]) -> None:
+    given = artefact_digest(config.artefact)
+    others = sorted(set(scored) - {given})
+    if others:
+        raise ConfigError(
+            f"the run {config.run} was scored with the model {others[0]}, but {config.artefact} is {given};"
+            " pass that run's artefact, or score with this one first"
+        )
+
+
+def _attribute_pending(config: AttributeJob, keys: Sequence[Key]) -> None:
+    shards = plan_shards(config.output, keys, size=config.shard_documents)
+    pending = pending_shards(config.output, shards)
+    if not pending:
+        return
+    with ray_session(config.address):
+        share = device_share(config.num_workers)
+        require(Need(num_workers=config.num_workers, cpus=share.cpus, gpus=share.gpus))
+        pool = ActorPool(
+            worker=AttributeWorker,
+            arguments={
+                "prepared": str(config.prepared.resolve()),
+                "artefact": str(config.artefact.resolve()),
+                "output": str(config.output.resolve()),
+                "max_evals": config.max_evals,
+                "seed": config.seed,
+            },
+            num_workers=config.num_workers,
+            num_cpus=share.cpus,
+            num_gpus=share.gpus,
+        )
+        shard_progress(
+            pending, pool, label="attribute", unit="documents", num_done=len(shards) - len(pending)
+        )
+
+
+class AttributeWorker:
+    """Attributes the documents of a shard and commits them; built once per actor."""
+
+    def __init__(self, *, prepared: str, artefact: str, output: str, max_evals: int, seed: int) -> None:
+        from rerank_core.attribution.shap_adapter import ShapAttributor  # shap takes seconds to load
+
+        self._documents = read_documents(Path(prepared) / "corpus.parquet")
+        self._queries = read_queries(Path(prepared) / "queries.parquet")
+        self._scorer = load_artefact(Path(artefact), device=device_here())
+        self._attributor = ShapAttributor(self._scorer, self._scorer.tokenizer, max_evals=max_evals)
+        self._output = Path(output)
+        self._seed = seed
+
+    def __call__(self, shard: Shard) -> int:
+        pairs = [(self._queries[query_id], self._documents[doc_id]) for query_id, doc_id in shard.keys]
+        done, quarantined = attribute_pairs(self._attributor, pairs, seed=self._seed)
+        table = attributions_table(done, model_digest=self._scorer.digest)
+        commit_shard(self._output, shard, table, key_columns=("query_id", "doc_id"), quarantined=quarantined)
+        return len(done)
+
+
+def attribute_pairs(
+    attributor: Attributor, pairs: Sequence[tuple[Query, Document]], *, seed: int
+) -> tuple[list[Attribution], list[Quarantined]]:
+    """Return the attributions that add up to their scores, and the other pairs with the reason, in order."""
+    done: list[Attribution] = []
+    quarantined: list[Quarantined] = []
+    for query, document in pairs:
+        own_seed = document_seed(seed, query.query_id, doc_id=document.doc_id)
+        try:
+            (attribution,) = attributor.attribute(query, [document], seed=own_seed)
+            check_residual(attribution)
+        except WhyrankError as error:
+            quarantined.append(Quarantined((query.query_id, document.doc_id), str(error)))
+        else:
+            done.append(attribution)
+    return done, quarantined
+
+
+def document_seed(seed: int, query_id: str, *, doc_id: str) -> int:
+    """Return a document's own seed, in [0, 2**32): the same on any machine, whatever the list."""
+    digest = hashlib.sha256(json.dumps([seed, query_id, doc_id]).encode()).digest()
+    return int.from_bytes(digest[:4], "big")

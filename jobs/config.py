@@ -1,0 +1,370 @@
+"""The frozen configuration of every job, checked once, before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from rerank_core.errors import ConfigError
+
+PLACE = {"digest": False}
+"""Marks a field that says where or how fast a job runs, not what it computes: it may differ when a job is resumed."""
+
+Objective = Literal["warmup", "sft", "dpo"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareJob:
+    """Turn a collection into Parquet tables: candidates, splits by query, pointwise rows and preference pairs.
+
+    Examples:
+      whyrank prepare --output runs/sample
+      whyrank prepare --collection path/to/folder --output runs/mine --eval-candidates 100
+      whyrank prepare --collection ir_datasets:beir/scifact/test --output runs/scifact
+    """
+
+    output: Path = field(metadata=PLACE)
+    """Folder that receives the tables."""
+    collection: str = "sample"
+    """`sample`, a folder with corpus, queries and qrels (JSONL, TREC or Parquet), or `ir_datasets:<name>`."""
+    candidates: Literal["auto", "pool", "bm25"] = "auto"
+    """The judged pool, or the BM25 top k; `auto` takes the pool where the collection ships one."""
+    train_candidates: int = 10
+    """Candidates per query for training."""
+    eval_candidates: int = 50
+    """Candidates per query for evaluation."""
+    pairs_top: int = 5
+    """Documents per query that are chosen in preference pairs."""
+    pairs_bottom: int = 5
+    """Documents per query that are rejected in preference pairs."""
+    num_folds: int = 0
+    """1 = one 80:10:10 split; 2 or more = cross-validation; 0 = the collection's splits, else 5 under 100 queries, else 1."""
+    exclude: Path | None = None
+    """Tab-separated file (query_id, doc_id) of pairs that must never be candidates."""
+    max_document_chars: int = 100_000
+    """Longer documents are cut here, and counted."""
+    seed: int = 0
+    """Seed of the split."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "train_candidates",
+            "eval_candidates",
+            "pairs_top",
+            "pairs_bottom",
+            "max_document_chars",
+        ):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        _require(self.num_folds >= 0, f"num_folds must not be negative, got {self.num_folds}")
+        _require(
+            self.eval_candidates >= self.train_candidates,
+            f"eval_candidates ({self.eval_candidates}) must not be below train_candidates ({self.train_candidates})",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageConfig:
+    """How long and how fast one objective is trained."""
+
+    num_epochs: int = 8
+    """Passes over the training queries."""
+    learning_rate: float = 2e-5
+    """Peak learning rate of AdamW; falls linearly to zero."""
+    queries_per_step: int = 4
+    """Queries in one optimiser step, over all workers; each brings all its candidates."""
+    warmup_share: float = 0.1
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_epochs >= 1, f"num_epochs must be at least 1, got {self.num_epochs}")
+        _require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
+        _require(
+            self.queries_per_step >= 1, f"queries_per_step must be at least 1, got {self.queries_per_step}"
+        )
+        _require(0 <= self.warmup_share < 1, f"warmup_share must lie in [0, 1), got {self.warmup_share}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DpoConfig(StageConfig):
+    """Direct preference optimisation against the frozen SFT scorer."""
+
+    beta: float = 0.1
+    """Strength of the pull towards the reference."""
+
+    def __post_init__(self) -> None:
+        super(DpoConfig, self).__post_init__()
+        _require(self.beta > 0, f"beta must be positive, got {self.beta}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainJob:
+    """Train a single-neuron scorer on one fold: SFT, then DPO; writes one reranker artefact per objective.
+
+    Examples:
+      whyrank train --prepared runs/sample --output runs/minilm
+      whyrank train --prepared runs/sample --output runs/smollm2 --model smollm2 --num-layers 4 --zero-stage 2
+      whyrank train --prepared runs/mine --output runs/llama --model path/to/llama --max-length 2048 --lora-rank 16
+    """
+
+    prepared: Path = field(metadata=PLACE)
+    """Folder written by `whyrank prepare`."""
+    output: Path = field(metadata=PLACE)
+    """Folder that receives `sft/` and `dpo/` artefacts, logs and checkpoints."""
+    fold: int = 0
+    """Which fold of the prepared folder."""
+    model: str = "minilm"
+    """`minilm`, `smollm2`, a model folder, or a Hugging Face name (encoder or causal language model)."""
+    num_layers: int | None = None
+    """Keep only the first layers of the model (for small machines)."""
+    head: Literal["linear", "yes_no"] = "linear"
+    """A fresh linear neuron, or the difference of the language model's rows for "yes" and "no"."""
+    max_length: int = 256
+    """Tokens of query and document together; longer documents are cut, and counted."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of training."""
+    objectives: tuple[Objective, ...] = ("sft", "dpo")
+    """The objectives in order; each starts from the one before. None at all writes the untrained scorer."""
+    warmup: StageConfig = StageConfig(num_epochs=1)
+    """Settings of the warm-up: titles of the corpus as queries, their texts as answers; uses no judgement."""
+    sft: StageConfig = StageConfig()
+    """Settings of SFT."""
+    dpo: DpoConfig = DpoConfig()
+    """Settings of DPO."""
+    lora_rank: int = 0
+    """Rank of LoRA adapters on all linear layers; 0 trains all weights."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage; 0 is plain data parallelism under DeepSpeed."""
+    num_workers: int = field(default=2, metadata=PLACE)
+    """Ray Train workers, each with one GPU where there are GPUs, else one CPU."""
+    max_failures: int = field(default=3, metadata=PLACE)
+    """How often a failed worker group is restarted from its last checkpoint."""
+    seed: int = 0
+    """Seed of initialisation and data order."""
+    address: str | None = field(default=None, metadata=PLACE)
+    """Address of a running Ray cluster; none starts a local Ray and stops it again."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_length >= 16, f"max_length must be at least 16, got {self.max_length}")
+        _require(self.num_workers >= 1, f"num_workers must be at least 1, got {self.num_workers}")
+        _require(self.lora_rank >= 0, f"lora_rank must not be negative, got {self.lora_rank}")
+        _require(
+            self.num_layers is None or self.num_layers >= 1,
+            f"num_layers must be at least 1, got {self.num_layers}",
+        )
+        _require(self.max_failures >= 0, f"max_failures must not be negative, got {self.max_failures}")
+        _require(
+            len(set(self.objectives)) == len(self.objectives),
+            f"an objective is named twice in {self.objectives}",
+        )
+        in_order = [name for name in get_args(Objective) if name in self.objectives]
+        _require(
+            list(self.objectives) == in_order,
+            f"objectives must be in the order {', '.join(in_order)} (the SFT scorer is DPO's reference)",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreJob:
+    """Score and rank the candidates of a prepared folder with an artefact.
+
+    Examples:
+      whyrank score --prepared runs/sample --artefact runs/minilm/dpo --output runs/minilm-run
+      whyrank score --prepared runs/sample --artefact runs/minilm/dpo --output runs/minilm-run --split test --trec
+    """
+
+    prepared: Path = field(metadata=PLACE)
+    """Folder written by `whyrank prepare`."""
+    artefact: Path = field(metadata=PLACE)
+    """Reranker artefact written by `whyrank train`."""
+    output: Path = field(metadata=PLACE)
+    """Folder that receives the run."""
+    fold: int = 0
+    """Whose split is meant by --split."""
+    split: Literal["train", "dev", "test", "all"] = "all"
+    """Which queries to score."""
+    trec: bool = field(default=False, metadata=PLACE)
+    """Also write `run.trec`."""
+    shard_queries: int = 32
+    """Queries in one shard: what is redone after a kill."""
+    max_tokens_per_batch: int = 8192
+    """Padded tokens in one model call."""
+    num_workers: int = field(default=1, metadata=PLACE)
+    """Scoring actors."""
+    address: str | None = field(default=None, metadata=PLACE)
+    """Address of a running Ray cluster; none starts a local Ray and stops it again."""
+
+    def __post_init__(self) -> None:
+        for name in ("shard_queries", "max_tokens_per_batch", "num_workers"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttributeJob:
+    """Measure which words of the top documents caused their scores (Owen values on the tokenizer's tree).
+
+    Examples:
+      whyrank attribute --prepared runs/sample --artefact runs/minilm/dpo --run runs/minilm-run --output runs/words
+      whyrank attribute --prepared runs/sample --artefact runs/minilm/dpo --run runs/minilm-run --output runs/words --top-k 10 --max-evals 2000
+    """
+
+    prepared: Path = field(metadata=PLACE)
+    """Folder written by `whyrank prepare`."""
+    artefact: Path = field(metadata=PLACE)
+    """Reranker artefact whose scores are attributed."""
+    run: Path = field(metadata=PLACE)
+    """Run folder written by `whyrank score` with the same artefact."""
+    output: Path = field(metadata=PLACE)
+    """Folder that receives the attributions."""
+    top_k: int = 3
+    """Documents per query, from rank 1."""
+    max_documents: int | None = None
+    """At most so many documents over all queries, in the order of rank, then query."""
+    max_evals: int = 500
+    """Model evaluations per document."""
+    shard_documents: int = 4
+    """Documents in one shard: what is redone after a kill."""
+    num_workers: int = field(default=1, metadata=PLACE)
+    """Attribution actors."""
+    seed: int = 0
+    """Seed from which each document's own seed is derived."""
+    address: str | None = field(default=None, metadata=PLACE)
+    """Address of a running Ray cluster; none starts a local Ray and stops it again."""
+
+    def __post_init__(self) -> None:
+        for name in ("top_k", "max_evals", "shard_documents", "num_workers"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        _require(self.max_documents is None or self.max_documents >= 1, "max_documents must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainJob:
+    """Have a language model say why each attributed document was placed where it is, and check what it cites.
+
+    Examples:
+      whyrank explain --prepared runs/sample --run runs/minilm-run --attributions runs/words --output runs/texts
+      whyrank explain --prepared runs/sample --run runs/minilm-run --attributions runs/words --output runs/texts --model path/to/llama
+    """
+
+    prepared: Path = field(metadata=PLACE)
+    """Folder written by `whyrank prepare`."""
+    run: Path = field(metadata=PLACE)
+    """Run folder: ranks and scores."""
+    attributions: Path = field(metadata=PLACE)
+    """Folder written by `whyrank attribute`."""
+    output: Path = field(metadata=PLACE)
+    """Folder that receives the explanations."""
+    model: str = "smollm2"
+    """`smollm2`, a model folder, or a Hugging Face name that vLLM can run."""
+    num_words: int = 10
+    """Evidence words: those with the largest absolute values."""
+    max_new_tokens: int = 160
+    """Longest text, in the model's tokens."""
+    max_model_tokens: int = 2048
+    """Longest prompt and text together, in the model's tokens."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    shard_documents: int = 64
+    """Explanations in one shard: what is redone after a kill."""
+    seed: int = 0
+    """Seed of sampling, where the temperature is above 0."""
+    address: str | None = field(default=None, metadata=PLACE)
+    """Address of a running Ray cluster; none starts a local Ray and stops it again."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_words", "max_new_tokens", "shard_documents"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        _require(self.max_model_tokens > self.max_new_tokens, "max_model_tokens must exceed max_new_tokens")
+        _require(self.temperature >= 0, f"temperature must not be negative, got {self.temperature}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateJob:
+    """Evaluate runs against the judgements, beside floor, random, first stage and ideal.
+
+    Examples:
+      whyrank evaluate --prepared runs/sample --output runs/metrics --runs dpo=runs/minilm-run
+      whyrank evaluate --prepared runs/sample --output runs/metrics --runs dpo=runs/f0 dpo=runs/f1 --fusion-weight 0.5
+    """
+
+    prepared: Path = field(metadata=PLACE)
+    """Folder written by `whyrank prepare`."""
+    output: Path = field(metadata=PLACE)
+    """Folder that receives metrics.json and per_query.parquet."""
+    runs: tuple[str, ...]
+    """NAME=FOLDER; folders of the same name are pooled, as in cross-validation."""
+    fold: int | None = None
+    """Evaluate the test queries of this fold; none takes the fold that each run folder was scored for."""
+    fusion_weight: float | None = None
+    """Also evaluate (1 - weight) * first stage + weight * run, both standardised per query; none chooses the weight on the
+    dev queries of each fold, where the run covers them (`score --split all`)."""
+    num_samples: int = 10_000
+    """Bootstrap samples over queries."""
+    seed: int = 0
+    """Seed of the bootstrap and of the random rankings."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.runs), "runs must name at least one NAME=FOLDER")
+        _require(
+            all(0 < r.find("=") < len(r) - 1 for r in self.runs),
+            f"each run must be NAME=FOLDER, got {self.runs}",
+        )
+        _require(self.num_samples >= 100, f"num_samples must be at least 100, got {self.num_samples}")
+        _require(
+            self.fusion_weight is None or 0 <= self.fusion_weight <= 1,
+            f"fusion_weight must lie in [0, 1], got {self.fusion_weight}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportJob:
+    """Write one self-contained HTML page and pictures from the outputs of the other jobs.
+
+    Examples:
+      whyrank report --prepared runs/sample --metrics runs/metrics --run runs/minilm-run --attributions runs/words --explanations runs/texts --output runs/report
+    """
+
+    prepared: Path = field(metadata=PLACE)
+    """Folder written by `whyrank prepare`."""
+    metrics: Path = field(metadata=PLACE)
+    """Folder written by `whyrank evaluate`."""
+    run: Path = field(metadata=PLACE)
+    """Run folder whose ranks are shown."""
+    attributions: Path = field(metadata=PLACE)
+    """Folder written by `whyrank attribute`."""
+    explanations: Path = field(metadata=PLACE)
+    """Folder written by `whyrank explain`."""
+    output: Path = field(metadata=PLACE)
+    """Folder that receives report.html and the PNGs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoJob:
+    """Run every job on the embedded sample with MiniLM, and say where the report is.
+
+    Examples:
+      whyrank demo
+      whyrank demo --output runs/other --max-documents 6
+    """
+
+    output: Path = field(default=Path("runs/demo"), metadata=PLACE)
+    """Folder that receives everything."""
+    max_documents: int = 12
+    """Documents that are attributed and explained."""
+    seed: int = 0
+    """Seed of every job."""
+    address: str | None = field(default=None, metadata=PLACE)
+    """Address of a running Ray cluster; none starts a local Ray and stops it again."""
+
+    def __post_init__(self) -> None:
+        _require(
+            1 <= self.max_documents <= 12,
+            f"max_documents must lie between 1 and 12, got {self.max_documents}",
+        )

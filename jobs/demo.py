@@ -1,0 +1,135 @@
+"""Every job in a row on the embedded sample, under one Ray."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from jobs.attribute import run_attribute
+from jobs.config import (
+    AttributeJob,
+    DemoJob,
+    EvaluateJob,
+    ExplainJob,
+    PrepareJob,
+    ReportJob,
+    ScoreJob,
+    TrainJob,
+)
+from jobs.evaluate import run_evaluate
+from jobs.explain import run_explain
+from jobs.prepare import run_prepare
+from jobs.ray_session import ray_session
+from jobs.recipes import minilm_cpu
+from jobs.report import ReportResult, run_report
+from jobs.score import run_score
+from jobs.train import UNTRAINED, run_train
+
+logger = logging.getLogger("whyrank.demo")
+
+FUSION_WEIGHT = 0.5
+MAX_EVALS = 200
+SHARDS_PER_ACTOR = 3
+NUM_ACTORS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class DemoPlan:
+    """The configuration of each job of the demo, in the order they run."""
+
+    prepare: PrepareJob
+    untrained: TrainJob
+    train: TrainJob
+    scores: tuple[ScoreJob, ...]
+    evaluate: EvaluateJob
+    attribute: AttributeJob
+    explain: ExplainJob
+    report: ReportJob
+
+
+def run_demo(config: DemoJob) -> ReportResult:
+    """Run what is not finished yet, and say where the report is and what it tells."""
+    plan = demo_plan(config)
+    started = time.monotonic()
+    with ray_session(config.address):
+        run_prepare(plan.prepare)
+        run_train(plan.untrained)
+        run_train(plan.train)
+        for score in plan.scores:
+            run_score(score)
+        run_evaluate(plan.evaluate)
+        run_attribute(plan.attribute)
+        run_explain(plan.explain)
+        report = run_report(plan.report)
+    console = Console(soft_wrap=True)
+    console.print(f"\nDone in {time.monotonic() - started:.0f} s. The report: [bold]{report.html}[/bold]")
+    for line in report.lines:
+        console.print(f"  • {line}", markup=False)
+    return report
+
+
+def demo_plan(config: DemoJob) -> DemoPlan:
+    """Return the jobs of the demo: one fold of the sample, its 18 or 19 test queries, the best documents explained."""
+    root, prepared = config.output, config.output / "prepared"
+    train = minilm_cpu(prepared=prepared, output=root / "train", seed=config.seed, address=config.address)
+    artefacts = {
+        UNTRAINED: root / UNTRAINED / UNTRAINED,
+        "sft": root / "train" / "sft",
+        "dpo": root / "train" / "dpo",
+    }
+    runs = {name: root / "runs" / name for name in artefacts}
+    scores = tuple(
+        ScoreJob(prepared=prepared, artefact=folder, output=runs[name], split="test", address=config.address)
+        for name, folder in artefacts.items()
+    )
+    return DemoPlan(
+        prepare=PrepareJob(output=prepared, seed=config.seed),
+        untrained=minilm_cpu(
+            prepared=prepared,
+            output=root / UNTRAINED,
+            seed=config.seed,
+            address=config.address,
+            objectives=(),
+        ),
+        train=train,
+        scores=scores,
+        evaluate=EvaluateJob(
+            prepared=prepared,
+            output=root / "metrics",
+            runs=tuple(f"{name}={folder}" for name, folder in runs.items()),
+            fold=0,
+            fusion_weight=FUSION_WEIGHT,
+            seed=config.seed,
+        ),
+        attribute=AttributeJob(
+            prepared=prepared,
+            artefact=artefacts["dpo"],
+            run=runs["dpo"],
+            output=root / "attributions",
+            max_documents=config.max_documents,
+            max_evals=MAX_EVALS,
+            shard_documents=max(1, config.max_documents // (NUM_ACTORS * SHARDS_PER_ACTOR)),
+            num_workers=NUM_ACTORS,
+            seed=config.seed,
+            address=config.address,
+        ),
+        explain=ExplainJob(
+            prepared=prepared,
+            run=runs["dpo"],
+            attributions=root / "attributions",
+            output=root / "explanations",
+            seed=config.seed,
+            address=config.address,
+        ),
+        report=ReportJob(
+            prepared=prepared,
+            metrics=root / "metrics",
+            run=runs["dpo"],
+            attributions=root / "attributions",
+            explanations=root / "explanations",
+            output=root / "report",
+        ),
+    )

@@ -1,0 +1,312 @@
+"""Runs in, metrics beside their baselines out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from jobs.manifest import (
+    OutputState,
+    finish_output,
+    folder_digest,
+    opened_output,
+    require_finished,
+    write_json,
+)
+from rerank_core.data.splits import members
+from rerank_core.errors import ConfigError, DataError
+from rerank_core.evaluation.comparison import (
+    RESERVED_NAMES,
+    MeasuredRun,
+    check_candidates,
+    choose_weight,
+    compare,
+    fused_rankings,
+    measure_baselines,
+)
+from rerank_core.evaluation.ranking_metrics import NDCG_BURGES, Metric, evaluate, metrics
+from rerank_core.formats import (
+    read_candidates,
+    read_documents,
+    read_qrels,
+    read_run,
+    read_split,
+    table_of,
+    write_table,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jobs.config import EvaluateJob
+    from rerank_core.data.splits import Fold
+    from rerank_core.evaluation.findings import MetricRow, MetricTable
+    from rerank_core.evaluation.significance import Interval
+    from rerank_core.records import Candidate, Qrels, Ranking
+
+logger = logging.getLogger("whyrank.evaluate")
+
+NUM_PERMUTATIONS = 100
+PER_QUERY = {"query_id": pa.string(), "run": pa.string(), "metric": pa.string(), "value": pa.float64()}
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateResult:
+    """Where the metrics are, and the content of metrics.json."""
+
+    output: Path
+    state: OutputState
+    metrics: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What a prepared folder says about the queries that are evaluated."""
+
+    candidates: Mapping[str, Sequence[Candidate]]
+    qrels: Qrels
+    folds: Mapping[int, Fold]
+    relevant_from: int
+
+
+@dataclass(frozen=True, slots=True)
+class _NamedRun:
+    """The run folders of one name, by fold, read and checked."""
+
+    name: str
+    rankings_by_fold: Mapping[int, Mapping[str, Ranking]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluation:
+    """Everything measured, and the fusion weight of each run and fold."""
+
+    runs: Sequence[MeasuredRun]
+    measured: Sequence[Metric]
+    weights: Mapping[str, Mapping[int, float]]
+
+
+def run_evaluate(config: EvaluateJob) -> EvaluateResult:
+    """Evaluate named runs on test queries beside floor, random, first stage and ideal.
+
+    A run folder counts for the test queries of the fold that it was scored for, and for no other query: so a
+    model is never tested on what it was trained on, and the folders of a cross-validation, given under one
+    name, cover every query exactly once. The fusion weight is the config's, or else chosen on the dev queries
+    of each fold, where the run covers them.
+
+    Raises:
+        DataError: an input is missing, unfinished or of another prepared folder, or two runs cover different
+            folds.
+        ConfigError: a run has a reserved name.
+        OutputConflictError: the output folder belongs to other settings or inputs.
+    """
+    folders = _named_folders(config.runs)
+    require_finished(config.prepared, job="prepare")
+    fold_by_folder = {f: _fold_of(f) for found in folders.values() for f in found}
+    inputs = {"prepared": folder_digest(config.prepared, patterns=("**/*.parquet",))}
+    inputs |= {str(folder): folder_digest(folder, patterns=("data/*.parquet",)) for folder in fold_by_folder}
+    folds = [config.fold] if config.fold is not None else sorted(set(fold_by_folder.values()))
+    prepared = _read_prepared(config.prepared, folds=folds)
+    named = [
+        _read_named(name, found, fold_by_folder=fold_by_folder, prepared=prepared)
+        for name, found in folders.items()
+    ]
+    with opened_output(config.output, job="evaluate", config=config, inputs=inputs) as state:
+        if state == "finished":
+            logger.info("%s is finished: nothing to do", config.output)
+            written = json.loads((config.output / "metrics.json").read_text(encoding="utf-8"))
+            return EvaluateResult(config.output, state, written)
+        evaluation = _evaluate(config, prepared, named=named)
+        table = compare(
+            evaluation.runs, measured=evaluation.measured, num_samples=config.num_samples, seed=config.seed
+        )
+        written = _write(config.output, evaluation, table=table, prepared=prepared)
+        headline = {row.name: row.values[NDCG_BURGES].mean for row in table.rows}
+        finish_output(config.output, results={NDCG_BURGES: headline})
+    show_metrics(table, evaluation.measured, console=Console())
+    return EvaluateResult(config.output, state, written)
+
+
+def show_metrics(table: MetricTable, measured: Sequence[Metric], *, console: Console) -> None:
+    """Print one row per run: means, and the difference from the first stage with its interval."""
+    title = (
+        f"{table.rows[0].num_queries} queries; in brackets {table.confidence:.0%} intervals "
+        f"({table.num_samples:,} bootstrap samples of queries)"
+    )
+    shown = Table("run", *(metric.label for metric in measured), f"{NDCG_BURGES} − first stage", title=title)
+    for row in table.rows:
+        means = [f"{row.values[metric.name].mean:.4f}" for metric in measured]
+        shown.add_row(row.name, *means, _difference(row))
+    console.print(shown)
+
+
+def _difference(row: MetricRow) -> str:
+    if NDCG_BURGES not in row.differences:
+        return ""
+    found = row.differences[NDCG_BURGES]
+    return f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+
+
+def _named_folders(runs: Sequence[str]) -> dict[str, list[Path]]:
+    folders: dict[str, list[Path]] = {}
+    for item in runs:
+        name, _, folder = item.partition("=")
+        if name in RESERVED_NAMES:
+            raise ConfigError(f"run name {name!r} is taken by a baseline; choose another NAME in {item!r}")
+        folders.setdefault(name, []).append(Path(folder))
+    return folders
+
+
+def _fold_of(folder: Path) -> int:
+    """The fold that a run folder was scored for, from its manifest."""
+    fold = require_finished(folder, job="score")["config"].get("fold")
+    if not isinstance(fold, int):
+        raise DataError(f"{folder / 'manifest.json'} names no fold; score again with `whyrank score --fold`")
+    return fold
+
+
+def _read_prepared(folder: Path, *, folds: Sequence[int]) -> _Prepared:
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return _Prepared(
+        read_candidates(folder / "candidates.parquet", read_documents(folder / "corpus.parquet")),
+        read_qrels(folder / "qrels.parquet"),
+        {fold: read_split(folder / f"fold-{fold}" / "split.parquet") for fold in folds},
+        summary["relevant_from"],
+    )
+
+
+def _read_named(
+    name: str, folders: Sequence[Path], *, fold_by_folder: Mapping[Path, int], prepared: _Prepared
+) -> _NamedRun:
+    rankings_by_fold: dict[int, Mapping[str, Ranking]] = {}
+    for folder in folders:
+        fold = fold_by_folder[folder]
+        if fold in rankings_by_fold:
+            raise DataError(f"run {name!r} has two folders of fold {fold} ({folder} is the second); name one")
+        if fold in prepared.folds:
+            rankings_by_fold[fold] = read_run(folder, name).rankings
+    for fold, split in prepared.folds.items():
+        _check_covers(name, fold, split=split, rankings=rankings_by_fold.get(fold, {}))
+        check_candidates(rankings_by_fold[fold], prepared.candidates)
+    return _NamedRun(name, rankings_by_fold)
+
+
+def _check_covers(name: str, fold: int, *, split: Fold, rankings: Mapping[str, Ranking]) -> None:
+    missing = [query_id for query_id in members(split)["test"] if query_id not in rankings]
+    if missing:
+        raise DataError(
+            f"run {name!r} does not rank test query {missing[0]!r} of fold {fold}; add its folder to --runs, "
+            f"written by `whyrank score --fold {fold} --split test` (or all)"
+        )
+
+
+def _evaluate(config: EvaluateJob, prepared: _Prepared, *, named: Sequence[_NamedRun]) -> _Evaluation:
+    measured = metrics(relevant_from=prepared.relevant_from)
+    tested = {q: prepared.candidates[q] for split in prepared.folds.values() for q in members(split)["test"]}
+    baselines = measure_baselines(
+        tested,
+        prepared.qrels,
+        measured=measured,
+        num_permutations=NUM_PERMUTATIONS,
+        rng=np.random.default_rng(config.seed),
+    )
+    runs = [baselines["floor"], baselines["random"], baselines["first_stage"]]
+    weights: dict[str, dict[int, float]] = {}
+    for run in named:
+        rankings = _pooled(run, prepared)
+        runs.append(MeasuredRun(run.name, "run", evaluate(rankings, prepared.qrels, measured=measured)))
+        found = _weights(config, run, prepared=prepared)
+        if found:
+            weights[run.name] = found
+            fused = _pooled(run, prepared, weights=found)
+            values = evaluate(fused, prepared.qrels, measured=measured)
+            runs.append(MeasuredRun(f"bm25+{run.name}", "fusion", values))
+    return _Evaluation([*runs, baselines["ideal"]], measured, weights)
+
+
+def _pooled(
+    run: _NamedRun, prepared: _Prepared, *, weights: Mapping[int, float] | None = None
+) -> dict[str, Ranking]:
+    """Each test query's ranking by the run of its own fold; with weights, fused with the first stage."""
+    pooled: dict[str, Ranking] = {}
+    for fold, split in prepared.folds.items():
+        rankings = _of_queries(run.rankings_by_fold[fold], members(split)["test"])
+        if weights is not None:
+            rankings = fused_rankings(rankings, prepared.candidates, weight=weights[fold])
+        pooled |= rankings
+    return pooled
+
+
+def _weights(config: EvaluateJob, run: _NamedRun, *, prepared: _Prepared) -> dict[int, float]:
+    """The fusion weight of each fold; none at all where the run lacks the dev queries to choose it on."""
+    if config.fusion_weight is not None:
+        return dict.fromkeys(prepared.folds, config.fusion_weight)
+    weights = {}
+    for fold, split in prepared.folds.items():
+        dev = members(split)["dev"]
+        rankings = run.rankings_by_fold[fold]
+        if not dev or any(query_id not in rankings for query_id in dev):
+            logger.warning(
+                "run %r does not cover the dev queries of fold %d: no fusion; score with --split all",
+                run.name,
+                fold,
+            )
+            return {}
+        weights[fold] = choose_weight(_of_queries(rankings, dev), prepared.candidates, qrels=prepared.qrels)
+    return weights
+
+
+def _of_queries(rankings: Mapping[str, Ranking], query_ids: Sequence[str]) -> dict[str, Ranking]:
+    return {query_id: rankings[query_id] for query_id in query_ids}
+
+
+def _write(
+    output: Path, evaluation: _Evaluation, *, table: MetricTable, prepared: _Prepared
+) -> dict[str, Any]:
+    rows = [
+        (query_id, run.name, metric.name, run.values[metric.name][query_id])
+        for run in evaluation.runs
+        for metric in evaluation.measured
+        for query_id in sorted(run.values[metric.name])
+    ]
+    write_table(table_of(rows, PER_QUERY), output / "per_query.parquet")
+    written: dict[str, Any] = {
+        "metrics": [metric.name for metric in evaluation.measured],
+        "labels": {metric.name: metric.label for metric in evaluation.measured},
+        "gain": table.gain,
+        "relevant_from": prepared.relevant_from,
+        "folds": list(prepared.folds),
+        "num_queries": table.rows[0].num_queries,
+        "num_samples": table.num_samples,
+        "confidence": table.confidence,
+        "rows": [_row(row) for row in table.rows],
+        "fusion_weights": {
+            name: {str(fold): weight for fold, weight in found.items()}
+            for name, found in evaluation.weights.items()
+        },
+    }
+    write_json(output / "metrics.json", written)
+    return written
+
+
+def _row(row: MetricRow) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "kind": row.kind,
+        "num_queries": row.num_queries,
+        "values": _bounds(row.values),
+        "differences": _bounds(row.differences),
+    }
+
+
+def _bounds(intervals: Mapping[str, Interval]) -> dict[str, Any]:
+    return {name: dataclasses.asdict(interval) for name, interval in intervals.items()}

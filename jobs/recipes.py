@@ -1,0 +1,34 @@
+"""Named training runs: functions that return a full configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jobs.config import DpoConfig, Objective, StageConfig, TrainJob
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def minilm_cpu(
+    *,
+    prepared: Path,
+    output: Path,
+    seed: int,
+    address: str | None,
+    objectives: tuple[Objective, ...] = ("sft", "dpo"),
+) -> TrainJob:
+    """MiniLM on two CPU workers in a few minutes: small steps, because a hundred queries are soon learnt by heart."""
+    return TrainJob(
+        prepared=prepared,
+        output=output,
+        model="minilm",
+        max_length=256,
+        objectives=objectives,
+        sft=StageConfig(num_epochs=2, learning_rate=1e-5),
+        dpo=DpoConfig(num_epochs=1, learning_rate=1e-5),
+        zero_stage=2,
+        num_workers=2,
+        seed=seed,
+        address=address,
+    )

@@ -1,0 +1,231 @@
+"""Score and rank candidates on Ray Data, shard by shard."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from jobs.manifest import (
+    TEXT_TABLES,
+    file_digest,
+    finish_output,
+    folder_digest,
+    opened_output,
+    require_finished,
+)
+from jobs.progress import shard_progress
+from jobs.ray_session import Need, device_here, device_share, ray_session, require
+from jobs.shards import (
+    ActorPool,
+    Quarantined,
+    Shard,
+    commit_shard,
+    pending_shards,
+    plan_shards,
+    read_quarantine,
+)
+from rerank_core.errors import ConfigError, DataError
+from rerank_core.formats import (
+    RUN,
+    Columns,
+    read_candidates,
+    read_documents,
+    read_queries,
+    read_run,
+    read_shards,
+    read_split,
+    table_of,
+    write_trec_run,
+)
+from rerank_core.models.artefact import artefact_digest, load_artefact, read_spec
+from rerank_core.ranking.contract import rank
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jobs.config import ScoreJob
+    from rerank_core.records import Candidate
+
+logger = logging.getLogger("whyrank.score")
+
+RUN_COLUMNS: Columns = {**RUN, "is_truncated": pa.bool_()}
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreResult:
+    """Where the run is; its queries, those in quarantine among them, and its documents that were cut."""
+
+    run: Path
+    num_queries: int
+    num_quarantined: int
+    num_truncated: int
+
+
+def run_score(config: ScoreJob) -> ScoreResult:
+    """Score what is not scored yet, and return where the run is.
+
+    Raises:
+        WhyrankError: an input is missing or wrong, the cluster is too small, or scoring failed for good.
+    """
+    require_finished(config.prepared, job="prepare")
+    refuse_other_fold(config)
+    query_ids = selected_queries(config)
+    inputs = {
+        "candidates": file_digest(config.prepared / "candidates.parquet"),
+        "corpus": file_digest(config.prepared / "corpus.parquet"),
+        "queries": file_digest(config.prepared / "queries.parquet"),
+        "artefact": artefact_digest(config.artefact),
+    }
+    with opened_output(config.output, job="score", config=config, inputs=inputs) as state:
+        if state == "finished":
+            logger.info("%s is finished: nothing to do", config.output)
+        else:
+            _score_pending(config, query_ids)
+        if config.trec:
+            write_trec_run(read_run(config.output, config.output.name), config.output / "run.trec")
+        truncated = read_shards(config.output / "data", {"is_truncated": pa.bool_()}).column("is_truncated")
+        result = ScoreResult(
+            run=config.output,
+            num_queries=len(query_ids),
+            num_quarantined=len(read_quarantine(config.output)),
+            num_truncated=sum(truncated.to_pylist()),
+        )
+        if state != "finished":
+            finish_output(
+                config.output,
+                results={
+                    "queries": result.num_queries,
+                    "quarantined": result.num_quarantined,
+                    "truncated": result.num_truncated,
+                },
+            )
+    return result
+
+
+def refuse_other_fold(config: ScoreJob) -> None:
+    """Check that an artefact trained on this collection is scored on the fold it was trained for.
+
+    Raises:
+        ConfigError: its test queries were training queries of the artefact.
+        ArtefactError: the artefact is missing or broken.
+    """
+    provenance = read_spec(config.artefact).provenance
+    texts = folder_digest(config.prepared, patterns=TEXT_TABLES)
+    if provenance.get("texts") == texts and provenance.get("fold") != config.fold:
+        raise ConfigError(
+            f"{config.artefact} was trained on fold {provenance.get('fold')} of this collection, whose training queries"
+            f" are tested in fold {config.fold}; pass --fold {provenance.get('fold')}"
+        )
+
+
+def selected_queries(config: ScoreJob) -> list[str]:
+    """Return the ids of the queries to score, sorted.
+
+    Raises:
+        DataError: the prepared folder lacks the fold, or the split holds no query.
+    """
+    path = config.prepared / f"fold-{config.fold}" / "split.parquet"
+    if not path.is_file():
+        raise DataError(
+            f"{path} is missing: {config.prepared} has no fold {config.fold}; pass a smaller --fold"
+        )
+    split_by_query = read_split(path)
+    chosen = sorted(q for q, split in split_by_query.items() if config.split in ("all", split))
+    if not chosen:
+        raise DataError(f"{path}: no query is in the split {config.split!r}; pass another --split")
+    return chosen
+
+
+def _score_pending(config: ScoreJob, query_ids: Sequence[str]) -> None:
+    shards = plan_shards(config.output, [(query_id,) for query_id in query_ids], size=config.shard_queries)
+    pending = pending_shards(config.output, shards)
+    if not pending:
+        return
+    with ray_session(config.address):
+        share = device_share(config.num_workers)
+        require(Need(num_workers=config.num_workers, cpus=share.cpus, gpus=share.gpus))
+        pool = ActorPool(
+            worker=ScoreWorker,
+            arguments={
+                "prepared": str(config.prepared.resolve()),
+                "artefact": str(config.artefact.resolve()),
+                "output": str(config.output.resolve()),
+                "max_tokens_per_batch": config.max_tokens_per_batch,
+            },
+            num_workers=config.num_workers,
+            num_cpus=share.cpus,
+            num_gpus=share.gpus,
+        )
+        shard_progress(pending, pool, label="score", unit="documents", num_done=len(shards) - len(pending))
+
+
+class ScoreWorker:
+    """Scores the candidates of a shard's queries and commits them; built once per actor."""
+
+    def __init__(self, *, prepared: str, artefact: str, output: str, max_tokens_per_batch: int) -> None:
+        folder = Path(prepared)
+        documents = read_documents(folder / "corpus.parquet")
+        self._queries = read_queries(folder / "queries.parquet")
+        self._candidates = read_candidates(folder / "candidates.parquet", documents)
+        self._scorer = load_artefact(Path(artefact), device=device_here())
+        self._scorer.max_tokens_per_batch = max_tokens_per_batch
+        self._output = Path(output)
+
+    def __call__(self, shard: Shard) -> int:
+        query_ids = [query_id for (query_id,) in shard.keys]
+        lists = [(query_id, self._candidates[query_id]) for query_id in query_ids]
+        pairs = [
+            self._scorer.encoder.encode(self._queries[query_id], candidate.document)
+            for query_id, candidates in lists
+            for candidate in candidates
+        ]
+        scored = zip(self._scorer.score_encoded(pairs), (pair.is_truncated for pair in pairs), strict=True)
+        rows: list[tuple[object, ...]] = []
+        quarantined: list[Quarantined] = []
+        for query_id, candidates in lists:
+            own = {candidate.document.doc_id: next(scored) for candidate in candidates}
+            try:
+                rows += ranked_rows(query_id, candidates, own, digest=self._scorer.digest)
+            except DataError as error:  # a score that is not finite
+                quarantined.append(Quarantined((query_id,), str(error)))
+        table = table_of(rows, RUN_COLUMNS)
+        commit_shard(self._output, shard, table, key_columns=("query_id",), quarantined=quarantined)
+        return len(rows)
+
+
+def ranked_rows(
+    query_id: str, candidates: Sequence[Candidate], scored: Mapping[str, tuple[float, bool]], *, digest: str
+) -> list[tuple[object, ...]]:
+    """Return the rows of one query's ranking, best first, in the order of `RUN_COLUMNS`.
+
+    `scored` maps each doc_id to its score and whether it was truncated.
+    """
+    by_doc = {candidate.document.doc_id: candidate for candidate in candidates}
+    doc_ids = list(by_doc)
+    ranking = rank(
+        query_id,
+        doc_ids,
+        scores=[scored[doc_id][0] for doc_id in doc_ids],
+        first_stage_ranks=[by_doc[doc_id].first_stage_rank for doc_id in doc_ids],
+    )
+    rows: list[tuple[object, ...]] = []
+    for place, (doc_id, score) in enumerate(zip(ranking.doc_ids, ranking.scores, strict=True), start=1):
+        first = by_doc[doc_id]
+        is_truncated = scored[doc_id][1]
+        rows.append(
+            (
+                query_id,
+                doc_id,
+                first.first_stage_rank,
+                first.first_stage_score,
+                score,
+                place,
+                digest,
+                is_truncated,
+            )
+        )
+    return rows

@@ -1,0 +1,240 @@
+"""Train the scorer, one stage after the other, each under Ray Train and DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.manifest import TEXT_TABLES, finish_output, folder_digest, opened_output, require_finished
+from jobs.progress import progress_bar
+from jobs.ray_session import Need, device_share, ray_session, require, worker_environment
+from jobs.shards import root_cause
+from jobs.train_worker import (
+    StageTask,
+    TrainingData,
+    golden_pairs,
+    start_scorer,
+    train_stage,
+)
+from rerank_core.errors import ConfigError, DataError, JobError
+from rerank_core.formats import read_documents, read_queries
+from rerank_core.models.artefact import artefact_digest, load_artefact, save_artefact
+from rerank_core.models.pretrained import resolve_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from rich.progress import Progress
+
+    from jobs.config import Objective, StageConfig, TrainJob
+
+logger = logging.getLogger("whyrank.train")
+
+UNTRAINED = "untrained"
+POLL_INTERVAL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """The artefacts by the name of their stage, in the order of training."""
+
+    artefacts: Mapping[str, Path]
+
+
+def run_train(config: TrainJob) -> TrainResult:
+    """Train every stage that is not done yet, and return the artefacts.
+
+    Raises:
+        WhyrankError: an input is missing or wrong, the cluster is too small, or training failed for good.
+    """
+    inputs = check_inputs(config)
+    model_folder = resolve_model(config.model)
+    with opened_output(config.output, job="train", config=config, inputs=inputs) as state:
+        names = stage_names(config)
+        if state == "finished":
+            logger.info("%s is finished: nothing to do", config.output)
+            return TrainResult({name: config.output / name for name in names})
+        if names == (UNTRAINED,):
+            write_untrained(config, model_folder)
+        else:
+            with ray_session(config.address):
+                _train_stages(config, model_folder)
+        artefacts = {name: config.output / name for name in names}
+        digests = {name: artefact_digest(folder) for name, folder in artefacts.items()}
+        finish_output(config.output, results={"artefacts": digests})
+    return TrainResult(artefacts)
+
+
+def check_inputs(config: TrainJob) -> dict[str, str]:
+    """Return the digests of what training reads: the texts, and the training rows of one fold.
+
+    Raises:
+        ConfigError: the steps cannot be divided among the workers.
+        DataError: the prepared folder is unfinished or lacks the fold.
+    """
+    for name, stage in stages(config):
+        if stage.queries_per_step % config.num_workers:
+            raise ConfigError(
+                f"{name}.queries_per_step {stage.queries_per_step} is no multiple of {config.num_workers} workers;"
+                " change it or --num-workers"
+            )
+    require_finished(config.prepared, job="prepare")
+    fold = config.prepared / f"fold-{config.fold}"
+    if not (fold / "train" / "pointwise.parquet").is_file():
+        raise DataError(
+            f"{fold} is missing: {config.prepared} has no fold {config.fold}; pass a smaller --fold"
+        )
+    return {
+        "train": folder_digest(fold / "train"),
+        "texts": folder_digest(config.prepared, patterns=TEXT_TABLES),
+        "model": config.model,
+    }
+
+
+def stages(config: TrainJob) -> list[tuple[Objective, StageConfig]]:
+    """Return the stages of a job in order, each with its settings."""
+    settings: dict[Objective, StageConfig] = {"warmup": config.warmup, "sft": config.sft, "dpo": config.dpo}
+    return [(name, settings[name]) for name in config.objectives]
+
+
+def stage_names(config: TrainJob) -> tuple[str, ...]:
+    """Return the names of a job's artefacts, in the order of training."""
+    return tuple(name for name, _ in stages(config)) or (UNTRAINED,)
+
+
+def write_untrained(config: TrainJob, model_folder: Path) -> None:
+    """Write the artefact of the scorer as it is before any training: the honest baseline."""
+    task = _task(config, name="sft", settings=config.sft, start=str(model_folder), artefact=UNTRAINED)
+    data = TrainingData(
+        queries=read_queries(config.prepared / "queries.parquet"),
+        documents=read_documents(config.prepared / "corpus.parquet"),
+        folder=config.prepared / f"fold-{config.fold}" / "train",
+    )
+    save_artefact(
+        start_scorer(task),
+        config.output / UNTRAINED,
+        head=config.head,
+        golden=golden_pairs(data, seed=config.seed),
+        provenance={"model": config.model, "stage": UNTRAINED, "seed": config.seed},
+    )
+
+
+def _train_stages(config: TrainJob, model_folder: Path) -> None:
+    share = device_share(config.num_workers)
+    require(Need(num_workers=config.num_workers, cpus=share.cpus, gpus=share.gpus))
+    start = model_folder
+    for name, settings in stages(config):
+        artefact = config.output / name
+        if not artefact.exists():
+            task = _task(config, name=name, settings=settings, start=str(start.resolve()), artefact=name)
+            _fit(config, task, use_gpu=share.gpus > 0)
+            load_artefact(artefact)  # the golden pairs must score the same outside the training process
+            shutil.rmtree(config.output / "checkpoints" / name, ignore_errors=True)
+        start = artefact
+
+
+def _task(
+    config: TrainJob, *, name: Objective, settings: StageConfig, start: str, artefact: str
+) -> StageTask:
+    output = config.output.resolve()
+    reference = artefact_digest(Path(start)) if (Path(start) / "reranker.json").is_file() else None
+    return StageTask(
+        name=name,
+        settings=settings,
+        prepared=str(config.prepared.resolve()),
+        fold=config.fold,
+        start=start,
+        artefact=str(output / artefact),
+        log=str(output / "train_log.jsonl"),
+        head=config.head,
+        num_layers=config.num_layers,
+        max_length=config.max_length,
+        bf16=config.precision == "bf16",
+        lora_rank=config.lora_rank,
+        zero_stage=config.zero_stage,
+        seed=config.seed,
+        provenance={
+            "model": config.model,
+            "stage": artefact,
+            "start_digest": reference,
+            "texts": folder_digest(config.prepared, patterns=TEXT_TABLES),
+            "fold": config.fold,
+            "seed": config.seed,
+            "num_workers": config.num_workers,
+            "zero_stage": config.zero_stage,
+        },
+    )
+
+
+def _fit(config: TrainJob, task: StageTask, *, use_gpu: bool) -> None:
+    """Run one stage under Ray Train; the same command continues from the last checkpoint."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    trainer = TorchTrainer(
+        _worker_loop,
+        train_loop_config={"task": task},
+        scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=use_gpu),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=RunConfig(
+            name=task.name,
+            storage_path=str(config.output.resolve() / "checkpoints"),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            worker_runtime_env={"env_vars": worker_environment()},
+        ),
+    )
+    try:
+        with _live_progress(Path(task.log), stage=task.name):
+            trainer.fit()
+    except TrainingFailedError as error:
+        raise JobError(
+            f"stage {task.name!r} failed for good: {root_cause(error)}; finished stages and checkpoints in"
+            f" {config.output} are kept, run the same command again to continue"
+        ) from error
+
+
+def _worker_loop(settings: dict[str, Any]) -> None:
+    """Ray Train calls this on every worker."""
+    train_stage(settings["task"])
+
+
+@contextmanager
+def _live_progress(log: Path, *, stage: Objective) -> Iterator[None]:
+    """Show the steps and the loss that worker 0 logs, while the context lasts."""
+    done = threading.Event()
+    with progress_bar() as progress:
+        follower = threading.Thread(target=_follow, args=(log, stage, progress, done), daemon=True)
+        follower.start()
+        try:
+            yield
+        finally:
+            done.set()
+            follower.join()
+
+
+def _follow(log: Path, stage: Objective, progress: Progress, done: threading.Event) -> None:
+    bar = progress.add_task(f"{stage}: starting workers", total=None)
+    while True:
+        finished = done.wait(POLL_INTERVAL_S)
+        if steps := [line for line in read_log(log) if line["stage"] == stage and "loss" in line]:
+            last = steps[-1]
+            text = f"{stage}: loss {last['loss']:.4f}"
+            progress.update(bar, description=text, completed=last["step"], total=last["num_steps"])
+        if finished:
+            return
+
+
+def read_log(log: Path) -> list[dict[str, Any]]:
+    """Return the lines of a training log; a line that is being written is left out."""
+    if not log.exists():
+        return []
+    lines = log.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines]

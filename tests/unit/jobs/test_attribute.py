@@ -1,0 +1,198 @@
+"""What is attributed, with which seed, and what is refused; the work of one shard, without Ray."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.attribute import (
+    AttributeResult,
+    AttributeWorker,
+    attribute_pairs,
+    document_seed,
+    planned_keys,
+    run_attribute,
+)
+from jobs.config import AttributeJob
+from jobs.manifest import file_digest, read_manifest, write_json
+from jobs.shards import Shard, read_quarantine
+from rerank_core.attribution.shap_adapter import ShapAttributor
+from rerank_core.attribution.table import read_attributions
+from rerank_core.errors import ConfigError, DataError, OutputConflictError
+from rerank_core.formats import RUN, documents_table, queries_table, table_of, write_table
+from rerank_core.models.artefact import artefact_digest, load_artefact, save_artefact
+from rerank_core.models.build import build_encoder, build_model, load_tokenizer
+from rerank_core.models.scorer import LanguageModelScorer
+from rerank_core.models.tiny import save_tiny_encoder, tiny_tokenizer
+from rerank_core.records import Document, Query
+from rerank_core.testing import OverlapScorer
+
+DOCUMENTS = [
+    Document("d1", "sea ice extent from buoys, daily", title="Arctic ice"),
+    Document("d2", "warm water at the surface of the sea"),
+    Document("d3", ""),
+]
+QUERIES = [Query("q1", "sea ice"), Query("q2", "warm water")]
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory):
+    """Return the folder of a tiny encoder with random weights as a reranker artefact."""
+    folder = tmp_path_factory.mktemp("model")
+    save_tiny_encoder(folder, [d.content for d in DOCUMENTS] + [q.text for q in QUERIES], seed=0)
+    model = build_model(folder, head="linear", num_layers=None, seed=0)
+    encoder = build_encoder(load_tokenizer(folder), model.config, head="linear", max_length=64)
+    scorer = LanguageModelScorer(model, encoder, digest="")
+    path = tmp_path_factory.mktemp("artefacts") / "dpo"
+    save_artefact(scorer, path, head="linear", golden=[(QUERIES[0], DOCUMENTS[0])], provenance={})
+    return path
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """Return a prepared folder, as far as attribution reads it."""
+    folder = tmp_path / "prepared"
+    folder.mkdir()
+    write_table(documents_table(DOCUMENTS), folder / "corpus.parquet")
+    write_table(queries_table(QUERIES), folder / "queries.parquet")
+    write_json(folder / "manifest.json", {"job": "prepare", "status": "finished"})
+    return folder
+
+
+def _write_run(folder, *, digest, corpus):
+    (folder / "data").mkdir(parents=True)
+    order = {"q1": ["d1", "d2", "d3"], "q2": ["d3", "d2", "d1"]}
+    rows = [
+        (query_id, doc_id, 1, 0.0, -float(rank), rank, digest)
+        for query_id, doc_ids in order.items()
+        for rank, doc_id in enumerate(doc_ids, start=1)
+    ]
+    write_table(table_of(rows, RUN), folder / "data" / "shard-00000.parquet")
+    digests = {"input:corpus": file_digest(corpus)}
+    write_json(folder / "manifest.json", {"job": "score", "status": "finished", "digests": digests})
+
+
+@pytest.fixture
+def job(tmp_path, prepared, artefact):
+    """Return a job on a run of two queries with three documents each."""
+    run = tmp_path / "run"
+    _write_run(run, digest=artefact_digest(artefact), corpus=prepared / "corpus.parquet")
+    return AttributeJob(
+        prepared=prepared, artefact=artefact, run=run, output=tmp_path / "words", top_k=2, max_evals=60
+    )
+
+
+def _worker(job):
+    return AttributeWorker(
+        prepared=str(job.prepared),
+        artefact=str(job.artefact),
+        output=str(job.output),
+        max_evals=job.max_evals,
+        seed=job.seed,
+    )
+
+
+def _with(job, **changes):
+    fields = {name: getattr(job, name) for name in job.__slots__}
+    return AttributeJob(**(fields | changes))
+
+
+def test_the_top_documents_are_planned_by_rank_then_query(job):
+    assert planned_keys(job) == [("q1", "d1"), ("q2", "d3"), ("q1", "d2"), ("q2", "d2")]
+
+
+def test_the_plan_ends_at_the_most_documents_asked_for(job):
+    assert planned_keys(_with(job, max_documents=3)) == [("q1", "d1"), ("q2", "d3"), ("q1", "d2")]
+
+
+def test_a_run_of_another_model_is_refused_by_both_digests(job, tmp_path):
+    run = tmp_path / "other"
+    _write_run(run, digest="0123abcd", corpus=job.prepared / "corpus.parquet")
+    with pytest.raises(
+        ConfigError, match=rf"scored with the model 0123abcd, .* is {artefact_digest(job.artefact)}"
+    ):
+        run_attribute(_with(job, run=run))
+    assert not job.output.exists()
+
+
+def test_a_run_on_another_corpus_is_refused(job):
+    write_table(documents_table(DOCUMENTS[:2]), job.prepared / "corpus.parquet")
+    with pytest.raises(ConfigError, match="pass the prepared folder of that run"):
+        run_attribute(job)
+
+
+def test_an_unfinished_run_is_refused(job):
+    write_json(job.run / "manifest.json", {"job": "score", "status": "running"})
+    with pytest.raises(DataError, match="unfinished; run the same `whyrank score` command again"):
+        run_attribute(job)
+
+
+def test_a_shard_is_attributed_and_committed(job):
+    assert _worker(job)(Shard(0, (("q1", "d1"), ("q2", "d3")))) == 2
+    first, empty = read_attributions(job.output)
+    assert (first.query_id, first.doc_id) == ("q1", "d1")
+    for unit in first.units:
+        assert getattr(DOCUMENTS[0], unit.field)[unit.start : unit.end] == unit.text
+    (score,) = load_artefact(job.artefact).score(QUERIES[0], [DOCUMENTS[0]])
+    assert first.score == pytest.approx(score, abs=1e-6)
+    assert first.base_value + sum(first.values) == pytest.approx(score, abs=1e-4)
+    assert first.seed == document_seed(job.seed, "q1", doc_id="d1")
+    assert (empty.doc_id, empty.units) == ("d3", ())
+    assert read_quarantine(job.output) == []
+
+
+class FaultyScorer(OverlapScorer):
+    """Scores `moody` higher as a document than as a text with every word in place; cannot score `broken`."""
+
+    def score(self, query, documents):
+        shift = {"moody": 0.5, "broken": float("nan")}
+        return [
+            score + (shift.get(document.doc_id, 0.0) if document.title else 0.0)
+            for score, document in zip(super().score(query, documents), documents, strict=True)
+        ]
+
+
+def test_documents_that_do_not_add_up_go_to_quarantine_with_their_reason():
+    documents = [Document(name, "sea ice", title="Ice") for name in ("moody", "good", "broken")]
+    attributor = ShapAttributor(FaultyScorer(), tiny_tokenizer(["sea ice Ice"], has_mask=True), max_evals=50)
+    done, quarantined = attribute_pairs(
+        attributor, [(QUERIES[0], document) for document in documents], seed=0
+    )
+    assert [attribution.doc_id for attribution in done] == ["good"]
+    assert [row.key for row in quarantined] == [("q1", "moody"), ("q1", "broken")]
+    assert "miss the score by 0.5" in quarantined[0].reason
+    assert "the score is nan" in quarantined[1].reason
+
+
+def test_the_same_shard_gives_the_same_bytes_again(job, tmp_path):
+    shard = Shard(0, (("q1", "d1"), ("q2", "d2")))
+    _worker(job)(shard)
+    again = _with(job, output=tmp_path / "again")
+    _worker(again)(shard)
+    name = Path("data/shard-00000.parquet")
+    assert (job.output / name).read_bytes() == (again.output / name).read_bytes()
+
+
+def test_a_document_has_its_own_seed_on_every_machine():
+    assert document_seed(0, "q1", doc_id="d1") == 3107248747
+    assert len({document_seed(s, q, doc_id=d) for s in (0, 1) for q in ("q", "q2") for d in ("d", "2d")}) == 8
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_instance")
+def test_an_interrupted_job_computes_only_what_is_missing_and_then_is_finished(job):
+    small = _with(job, shard_documents=1)
+    assert run_attribute(small) == AttributeResult(job.output, 4, 0)
+    shards = sorted((job.output / "data").iterdir())
+    assert len(shards) == 4
+    whole = {path: path.read_bytes() for path in shards}
+
+    shards[1].unlink()  # as a kill would leave it
+    write_json(job.output / "manifest.json", read_manifest(job.output) | {"status": "running"})
+    kept = shards[0].stat().st_mtime_ns
+    assert run_attribute(small) == AttributeResult(job.output, 4, 0)
+    assert {path: path.read_bytes() for path in shards} == whole
+    assert shards[0].stat().st_mtime_ns == kept
+
+    assert run_attribute(small) == AttributeResult(job.output, 4, 0)  # finished: nothing to do
+    with pytest.raises(OutputConflictError, match="made with another config"):
+        run_attribute(_with(small, max_evals=20))
