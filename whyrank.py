@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
@@ -19,6 +20,7 @@ from jobs.config import (
     ScoreJob,
     TrainJob,
 )
+from jobs.environment import environment, has_gpu_here
 from rerank_core.errors import WhyrankError
 
 if TYPE_CHECKING:
@@ -63,6 +65,8 @@ def parse(arguments: Sequence[str] | None) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one job; return 0, or 2 where the user can mend what is wrong."""
+    for variable, value in environment(has_gpu=has_gpu_here()).items():
+        os.environ.setdefault(variable, value)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("whyrank").setLevel(logging.INFO)
     try:

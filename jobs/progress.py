@@ -35,6 +35,6 @@ def shard_progress(pending: Sequence[Shard], pool: ActorPool, *, label: str, uni
         for _, rows in run_shards(pending, pool):
             num_rows += rows
             elapsed_s = progress.tasks[task].elapsed or 1.0
-            text = f"{label}: {num_rows} {unit}, {num_rows / max(elapsed_s, 1e-9):.1f}/s"
+            text = f"{label}: {num_rows} {unit}, {num_rows / max(elapsed_s, 1e-9):.2g}/s"
             progress.update(task, advance=1, description=text)
     return num_rows

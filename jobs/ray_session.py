@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jobs.environment import environment, has_gpu_here
 from rerank_core.errors import ResourceError
 
 if TYPE_CHECKING:
@@ -17,14 +18,6 @@ MIN_LOGICAL_CPUS = 8
 """Ray Data's stages each hold a logical CPU; with fewer than this a two-core machine would wait for ever."""
 
 OBJECT_STORE_BYTES = 512 * 1024**2
-
-_WORKER_ENVIRONMENT = {
-    "DS_ACCELERATOR": "cpu",
-    "TOKENIZERS_PARALLELISM": "false",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
@@ -42,8 +35,9 @@ def ray_session(address: str | None) -> Iterator[None]:
     With an address, that cluster is used and left running. Without one, a Ray that this process already runs is used and
     left alone; else a local Ray is started and stopped again.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    variables = environment(has_gpu=has_gpu_here())
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)  # Ray reads some of them when it is imported
     import ray
 
     if ray.is_initialized():
@@ -57,7 +51,7 @@ def ray_session(address: str | None) -> Iterator[None]:
             _node_ip_address="127.0.0.1",
             logging_level=logging.ERROR,
             log_to_driver=False,
-            runtime_env={"env_vars": worker_environment()},
+            runtime_env={"env_vars": variables},
         )
     else:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
@@ -65,21 +59,6 @@ def ray_session(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def worker_environment() -> dict[str, str]:
-    """Return the environment variables that Ray workers need; DeepSpeed takes the CPU only where there is no GPU."""
-    variables = dict(_WORKER_ENVIRONMENT)
-    if num_gpus_here() > 0:
-        del variables["DS_ACCELERATOR"]
-    return variables
-
-
-def num_gpus_here() -> int:
-    """Return the number of GPUs that torch sees in this process."""
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def require(need: Need) -> None:

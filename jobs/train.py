@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.manifest import TEXT_TABLES, finish_output, folder_digest, opened_output, require_finished
 from jobs.progress import progress_bar
-from jobs.ray_session import Need, device_share, ray_session, require, worker_environment
+from jobs.ray_session import Need, device_share, ray_session, require
 from jobs.shards import root_cause
 from jobs.train_worker import (
     StageTask,
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress
 
-    from jobs.config import Objective, StageConfig, TrainJob
+    from jobs.environment import environment
+from jobs.config import Objective, StageConfig, TrainJob
 
 logger = logging.getLogger("whyrank.train")
 
@@ -188,7 +189,7 @@ def _fit(config: TrainJob, task: StageTask, *, use_gpu: bool) -> None:
             storage_path=str(config.output.resolve() / "checkpoints"),
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            worker_runtime_env={"env_vars": worker_environment()},
+            worker_runtime_env={"env_vars": environment(has_gpu=use_gpu)},
         ),
     )
     try:

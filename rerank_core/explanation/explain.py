@@ -110,7 +110,7 @@ def build_task(
 def conclude(placement: Placement, generation: Generation, *, generator: str) -> Explanation:
     """Return the explanation that an answer gives: its own text if that is grounded, else the template's.
 
-    After a grounded text stand the sentences of templates that say what the answer cites, by effect.
+    After a grounded text, templates say the rank, and what the answer cites by effect.
     """
     answer = parse_answer(generation.text)
     problems = [
@@ -121,7 +121,7 @@ def conclude(placement: Placement, generation: Generation, *, generator: str) ->
     ]
     if problems:
         return _fallback(placement, problems, generation=generation, generator=generator)
-    text = " ".join([answer.text, *_effect_sentences(answer.citations)])
+    text = " ".join([answer.text, _rank_sentence("placed", placement), *_effect_sentences(answer.citations)])
     return _explanation(placement, text, answer.citations, generation=generation, generator=generator)
 
 
@@ -167,6 +167,11 @@ def _terms(content: str) -> Iterator[str]:
             first = last + 1
 
 
+def _rank_sentence(template: str, placement: Placement) -> str:
+    slots = {"rank": str(placement.rank), "num_candidates": str(placement.num_candidates)}
+    return render(load_template(template), slots)
+
+
 def _effect_sentences(citations: Sequence[Citation]) -> list[str]:
     sentences = []
     for effect in EFFECTS:
@@ -185,10 +190,6 @@ def _enumerated(found: Sequence[str]) -> str:
 def _fallback(
     placement: Placement, problems: Sequence[str], *, generation: Generation, generator: str
 ) -> Explanation:
-    opening = render(
-        load_template("fallback"),
-        {"rank": str(placement.rank), "num_candidates": str(placement.num_candidates)},
-    )
     if placement.evidence is None:
         shared = _shared_words(placement)
         citations = tuple(Citation(word) for word in shared)
@@ -203,7 +204,7 @@ def _fallback(
         sentences = _effect_sentences(citations)
     return _explanation(
         placement,
-        " ".join([opening, *sentences]),
+        " ".join([_rank_sentence("fallback", placement), *sentences]),
         citations,
         generation=generation,
         generator=generator,

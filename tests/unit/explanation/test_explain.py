@@ -50,7 +50,8 @@ def _explain(*texts: str, placement: Placement = WITH):
 def test_a_grounded_text_is_kept_and_says_what_raised_and_lowered_the_score() -> None:
     explanation = _explain(GOOD)
     assert explanation.text == (
-        f'{REASON} Its score was raised by "ice" and "Arctic". Its score was lowered by "buoys".'
+        f"{REASON} It is at rank 2 of 10."
+        ' Its score was raised by "ice" and "Arctic". Its score was lowered by "buoys".'
     )
     assert explanation.cited == ("ice", "Arctic", "buoys")
     assert (explanation.grounded, explanation.fallback, explanation.problems) == (True, False, ())
@@ -92,7 +93,7 @@ def test_every_ungrounded_answer_falls_back(answer, problem) -> None:
 
 def test_without_attributions_the_text_stands_alone() -> None:
     explanation = _explain(json.dumps({"reason": REASON}), placement=WITHOUT)
-    assert explanation.text == REASON
+    assert explanation.text == f"{REASON} It is at rank 2 of 10."
     assert (explanation.cited, explanation.grounded, explanation.with_attribution) == ((), True, False)
 
 
