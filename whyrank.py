@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 import logging
-import os
+import operator
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -20,7 +22,7 @@ from jobs.config import (
     ScoreJob,
     TrainJob,
 )
-from jobs.environment import environment, has_gpu_here
+from jobs.environment import prepare_environment
 from rerank_core.errors import WhyrankError
 
 if TYPE_CHECKING:
@@ -53,20 +55,28 @@ EXIT_USER_ERROR = 2
 
 def parse(arguments: Sequence[str] | None) -> Any:
     """Return the configuration that the arguments ask for; exits after `--help` and on unknown arguments."""
-    choices = [Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)] for name, kind in JOBS.items()]
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    choices = [_choice(name, kind, with_examples=given[:1] == [name]) for name, kind in JOBS.items()]
+    any_job: type[Any] = functools.reduce(operator.or_, choices)
     return tyro.cli(
-        Union[tuple(choices)],  # type: ignore[arg-type]  # noqa: UP007 - built from the table above
+        any_job,
         prog="whyrank",
         description=DESCRIPTION,
-        args=arguments,
+        args=given,
         config=(tyro.conf.OmitSubcommandPrefixes,),
     )
 
 
+def _choice(name: str, kind: type, *, with_examples: bool) -> Any:
+    """Return a job as tyro reads it; its examples belong in its own help, not in the list of all jobs."""
+    text = inspect.getdoc(kind) or ""
+    text = text if with_examples else text.partition("\n")[0]
+    return Annotated[kind, tyro.conf.subcommand(name, prefix_name=False, description=text)]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one job; return 0, or 2 where the user can mend what is wrong."""
-    for variable, value in environment(has_gpu=has_gpu_here()).items():
-        os.environ.setdefault(variable, value)
+    prepare_environment()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("whyrank").setLevel(logging.INFO)
     try:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from rerank_core.errors import ConfigError
 
 PLACE = {"digest": False}
-"""Marks a field that says where or how fast a job runs, not what it computes: it may differ when a job is resumed."""
+"""Marks a field that says where or how fast a job runs, not what: it may differ when a job is resumed."""
 
 Objective = Literal["warmup", "sft", "dpo"]
 
@@ -21,7 +21,7 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareJob:
-    """Turn a collection into Parquet tables: candidates, splits by query, pointwise rows and preference pairs.
+    """Turn a collection into Parquet tables: candidates, splits by query, training rows and pairs.
 
     Examples:
       whyrank prepare --output runs/sample
@@ -44,7 +44,8 @@ class PrepareJob:
     pairs_bottom: int = 5
     """Documents per query that are rejected in preference pairs."""
     num_folds: int = 0
-    """1 = one 80:10:10 split; 2 or more = cross-validation; 0 = the collection's splits, else 5 under 100 queries, else 1."""
+    """1 = one 80:10:10 split; 2 or more = cross-validation; 0 = the collection's own splits, else 5 under 100
+    queries, else 1."""
     exclude: Path | None = None
     """Tab-separated file (query_id, doc_id) of pairs that must never be candidates."""
     max_document_chars: int = 100_000
@@ -64,7 +65,8 @@ class PrepareJob:
         _require(self.num_folds >= 0, f"num_folds must not be negative, got {self.num_folds}")
         _require(
             self.eval_candidates >= self.train_candidates,
-            f"eval_candidates ({self.eval_candidates}) must not be below train_candidates ({self.train_candidates})",
+            f"eval_candidates ({self.eval_candidates}) must not be below"
+            f" train_candidates ({self.train_candidates})",
         )
 
 
@@ -110,8 +112,10 @@ class TrainJob:
 
     Examples:
       whyrank train --prepared runs/sample --output runs/minilm
-      whyrank train --prepared runs/sample --output runs/smollm2 --model smollm2 --num-layers 4 --zero-stage 2
-      whyrank train --prepared runs/mine --output runs/llama --model path/to/llama --max-length 2048 --lora-rank 16
+      whyrank train --prepared runs/sample --output runs/smollm2 \\
+        --model smollm2 --num-layers 4 --zero-stage 2
+      whyrank train --prepared runs/mine --output runs/llama \\
+        --model path/to/llama --max-length 2048 --lora-rank 16
     """
 
     prepared: Path = field(metadata=PLACE)
@@ -177,7 +181,8 @@ class ScoreJob:
 
     Examples:
       whyrank score --prepared runs/sample --artefact runs/minilm/dpo --output runs/minilm-run
-      whyrank score --prepared runs/sample --artefact runs/minilm/dpo --output runs/minilm-run --split test --trec
+      whyrank score --prepared runs/sample --artefact runs/minilm/dpo --output runs/minilm-test \\
+        --split test --trec
     """
 
     prepared: Path = field(metadata=PLACE)
@@ -211,8 +216,10 @@ class AttributeJob:
     """Measure which words of the top documents caused their scores (Owen values on the tokenizer's tree).
 
     Examples:
-      whyrank attribute --prepared runs/sample --artefact runs/minilm/dpo --run runs/minilm-run --output runs/words
-      whyrank attribute --prepared runs/sample --artefact runs/minilm/dpo --run runs/minilm-run --output runs/words --top-k 10 --max-evals 2000
+      whyrank attribute --prepared runs/sample --artefact runs/minilm/dpo --run runs/minilm-run \\
+        --output runs/words
+      whyrank attribute --prepared runs/sample --artefact runs/minilm/dpo --run runs/minilm-run \\
+        --output runs/more-words --top-k 10 --max-evals 2000
     """
 
     prepared: Path = field(metadata=PLACE)
@@ -249,8 +256,10 @@ class ExplainJob:
     """Have a language model say why each attributed document was placed where it is, and check what it cites.
 
     Examples:
-      whyrank explain --prepared runs/sample --run runs/minilm-run --attributions runs/words --output runs/texts
-      whyrank explain --prepared runs/sample --run runs/minilm-run --attributions runs/words --output runs/texts --model path/to/llama
+      whyrank explain --prepared runs/sample --run runs/minilm-run --attributions runs/words \\
+        --output runs/texts
+      whyrank explain --prepared runs/sample --run runs/minilm-run --attributions runs/words \\
+        --output runs/llama-texts --model path/to/llama
     """
 
     prepared: Path = field(metadata=PLACE)
@@ -291,7 +300,8 @@ class EvaluateJob:
 
     Examples:
       whyrank evaluate --prepared runs/sample --output runs/metrics --runs dpo=runs/minilm-run
-      whyrank evaluate --prepared runs/sample --output runs/metrics --runs dpo=runs/f0 dpo=runs/f1 --fusion-weight 0.5
+      whyrank evaluate --prepared runs/sample --output runs/metrics \\
+        --runs dpo=runs/fold-0 dpo=runs/fold-1 --fusion-weight 0.5
     """
 
     prepared: Path = field(metadata=PLACE)
@@ -303,8 +313,8 @@ class EvaluateJob:
     fold: int | None = None
     """Evaluate the test queries of this fold; none takes the fold that each run folder was scored for."""
     fusion_weight: float | None = None
-    """Also evaluate (1 - weight) * first stage + weight * run, both standardised per query; none chooses the weight on the
-    dev queries of each fold, where the run covers them (`score --split all`)."""
+    """Also evaluate (1 - weight) * first stage + weight * run, both standardised per query; none chooses the
+    weight on the dev queries of each fold, where the run covers them (`score --split all`)."""
     num_samples: int = 10_000
     """Bootstrap samples over queries."""
     seed: int = 0
@@ -328,7 +338,8 @@ class ReportJob:
     """Write one self-contained HTML page and pictures from the outputs of the other jobs.
 
     Examples:
-      whyrank report --prepared runs/sample --metrics runs/metrics --run runs/minilm-run --attributions runs/words --explanations runs/texts --output runs/report
+      whyrank report --prepared runs/sample --metrics runs/metrics --run runs/minilm-run \\
+        --attributions runs/words --explanations runs/texts --output runs/report
     """
 
     prepared: Path = field(metadata=PLACE)

@@ -72,7 +72,7 @@ def run_demo(config: DemoJob) -> ReportResult:
 
 
 def demo_plan(config: DemoJob) -> DemoPlan:
-    """Return the jobs of the demo: one fold of the sample, its 18 or 19 test queries, the best documents explained."""
+    """Return the jobs of the demo: one fold of the sample is ranked, its best documents are explained."""
     root, prepared = config.output, config.output / "prepared"
     train = minilm_cpu(prepared=prepared, output=root / "train", seed=config.seed, address=config.address)
     artefacts = {

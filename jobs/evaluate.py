@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -139,13 +140,18 @@ def run_evaluate(config: EvaluateJob) -> EvaluateResult:
 def show_metrics(table: MetricTable, measured: Sequence[Metric], *, console: Console) -> None:
     """Print one row per run: means, and the difference from the first stage with its interval."""
     title = (
-        f"{table.rows[0].num_queries} queries; in brackets {table.confidence:.0%} intervals "
-        f"({table.num_samples:,} bootstrap samples of queries)"
+        f"{table.rows[0].num_queries} queries; in brackets the {table.confidence:.0%} interval of "
+        f"the difference from bm25 in {NDCG_BURGES} ({table.num_samples:,} bootstrap samples of queries)"
     )
-    shown = Table("run", *(metric.label for metric in measured), f"{NDCG_BURGES} − first stage", title=title)
+    caption = " · ".join(metric.label for metric in measured)
+    shown = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fits 80 columns
+    for name in ("run", *(metric.name for metric in measured), "difference"):
+        header = name.replace("_", "\n").replace("@", "\n@")
+        shown.add_column(header, no_wrap=True, min_width=5)
     for row in table.rows:
-        means = [f"{row.values[metric.name].mean:.4f}" for metric in measured]
-        shown.add_row(row.name, *means, _difference(row))
+        shown.add_row(
+            row.name, *(f"{row.values[metric.name].mean:.3f}" for metric in measured), _difference(row)
+        )
     console.print(shown)
 
 
@@ -153,7 +159,7 @@ def _difference(row: MetricRow) -> str:
     if NDCG_BURGES not in row.differences:
         return ""
     found = row.differences[NDCG_BURGES]
-    return f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+    return f"{found.mean:+.3f} [{found.low:+.2f}, {found.high:+.2f}]"
 
 
 def _named_folders(runs: Sequence[str]) -> dict[str, list[Path]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,7 @@ def run_explain(config: ExplainJob) -> ExplainResult:
     """
     placements = planned_placements(config)
     model = resolve_model(config.model)
+    _refuse_long_context(config, model)
     inputs = input_digests(config, model)
     with opened_output(config.output, job="explain", config=config, inputs=inputs) as state:
         if state == "finished":
@@ -87,6 +89,16 @@ def run_explain(config: ExplainJob) -> ExplainResult:
             )
     Console(stderr=True).print(_fallback_line(result), highlight=False)
     return result
+
+
+def _refuse_long_context(config: ExplainJob, model: Path) -> None:
+    settings = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    longest = settings.get("max_position_embeddings", config.max_model_tokens)
+    if config.max_model_tokens > longest:
+        raise ConfigError(
+            f"max_model_tokens is {config.max_model_tokens}, but {config.model} reads at most {longest}:"
+            " lower it"
+        )
 
 
 def input_digests(config: ExplainJob, model: Path) -> dict[str, str]:

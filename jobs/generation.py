@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.ray_session import Need, device_share, require
-from jobs.shards import NO_PROGRESS_TIMEOUT_S, root_cause
+from jobs.shards import configure_ray_data
 from rerank_core.errors import JobError
 from rerank_core.records import Generation
 
@@ -29,6 +29,11 @@ ROWS_PER_BATCH = 16
 
 FREQUENCY_PENALTY = 1.0
 """Keeps a small model from going round in circles; counts only what the text itself repeats."""
+
+
+MAX_REASON_CHARS = 300
+
+_RAISED = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception)): ", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,19 +84,25 @@ def generate(requests: Sequence[Request], engine: EngineConfig) -> Iterator[tupl
             yield int(row["index"]), _answer(row)
     except (RayError, ExecutionTimeoutError) as error:
         raise JobError(
-            f"the engine failed for good: {root_cause(error)}; run the same command again to resume"
+            f"the engine failed for good: {failure_reason(str(error))}; run the same command again to resume"
         ) from error
+
+
+def failure_reason(message: str) -> str:
+    """Return the last exception that a message names, on one line, or its beginning where it names none.
+
+    Ray reports a dead actor by one text that holds the traceback of the actor's process.
+    """
+    raised = list(_RAISED.finditer(message))
+    told = message[raised[-1].start(1) :] if raised else message
+    return " ".join(told.split())[:MAX_REASON_CHARS]
 
 
 def _pipeline(requests: Sequence[Request], engine: EngineConfig, *, on_gpu: bool) -> Any:
     import ray.data
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    configure_ray_data()
     processor = build_processor(
         vLLMEngineProcessorConfig(
             model_source=str(engine.model),
@@ -183,5 +194,5 @@ def _kept_columns(row: dict[str, Any]) -> dict[str, Any]:
 
 def _answer(row: Mapping[str, Any]) -> Generation | Failure:
     if row["__inference_error__"]:
-        return Failure(" ".join(str(row["__inference_error__"]).split())[:200])
+        return Failure(failure_reason(row["__inference_error__"]))
     return Generation(row["generated_text"], row["num_input_tokens"], row["num_generated_tokens"])

@@ -63,7 +63,8 @@ def _decisive(config: DataclassInstance) -> dict[str, Any]:
     for item in dataclasses.fields(config):
         if item.metadata.get("digest", True):
             value = getattr(config, item.name)
-            settings[item.name] = _decisive(value) if dataclasses.is_dataclass(value) else value
+            nested = dataclasses.is_dataclass(value) and not isinstance(value, type)
+            settings[item.name] = _decisive(value) if nested else value
     return settings
 
 
@@ -73,8 +74,8 @@ def opened_output(
 ) -> Iterator[OutputState]:
     """Claim an output folder for one run of a job while the context lasts.
 
-    `inputs` maps the name of each input to its digest. The state is "new" for a fresh folder, "resumed" where the same
-    job on the same inputs was interrupted, "finished" where it ended.
+    `inputs` maps the name of each input to its digest. The state is "new" for a fresh folder, "resumed" where
+    the same job on the same inputs was interrupted, "finished" where it ended.
 
     Raises:
         OutputConflictError: the folder belongs to other settings or inputs, or another process works in it.
@@ -100,7 +101,8 @@ def _claim(output: Path, *, job: str, config: DataclassInstance, inputs: Mapping
         manifest = read_manifest(output)
         _refuse_other(output, manifest, job=job, digests=digests)
         return "finished" if manifest["status"] == "finished" else "resumed"
-    foreign = [p.name for p in output.iterdir() if p.name != ".lock"]
+    own = {".lock", _temporary(path).name}  # a kill may have left the manifest half written
+    foreign = [p.name for p in output.iterdir() if p.name not in own]
     if foreign:
         raise OutputConflictError(
             f"{output} holds files of something else ({foreign[0]}); choose another --output"
@@ -129,7 +131,8 @@ def _refuse_other(output: Path, manifest: Mapping[str, Any], *, job: str, digest
     )
     if changed:
         raise OutputConflictError(
-            f"{output} was made with another {', '.join(changed)}; choose another --output or delete the folder"
+            f"{output} was made with another {', '.join(changed)};"
+            " choose another --output or delete the folder"
         )
 
 
@@ -178,13 +181,17 @@ def require_finished(output: Path, *, job: str) -> dict[str, Any]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object so that a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _temporary(path)
     with temporary.open("w", encoding="utf-8") as stream:
         json.dump(value, stream, indent=2, ensure_ascii=False, default=str)
         stream.write("\n")
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 def package_versions() -> dict[str, str]:

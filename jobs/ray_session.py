@@ -1,4 +1,4 @@
-"""A Ray to run on: a local one that lives as long as the job, or a running cluster that has what the job needs."""
+"""A Ray to run on: a local one for as long as the job lasts, or a cluster that has what the job needs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jobs.environment import environment, has_gpu_here
+from jobs.environment import prepare_environment
 from rerank_core.errors import ResourceError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ MIN_LOGICAL_CPUS = 8
 """Ray Data's stages each hold a logical CPU; with fewer than this a two-core machine would wait for ever."""
 
 OBJECT_STORE_BYTES = 512 * 1024**2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
@@ -32,12 +33,10 @@ class Need:
 def ray_session(address: str | None) -> Iterator[None]:
     """Connect to Ray for as long as the context lasts.
 
-    With an address, that cluster is used and left running. Without one, a Ray that this process already runs is used and
-    left alone; else a local Ray is started and stopped again.
+    With an address, that cluster is used and left running. Without one, a Ray that this process already runs
+    is used and left alone; else a local Ray is started and stopped again.
     """
-    variables = environment(has_gpu=has_gpu_here())
-    for name, value in variables.items():
-        os.environ.setdefault(name, value)  # Ray reads some of them when it is imported
+    prepare_environment()  # before Ray is imported; a local Ray's workers inherit it
     import ray
 
     if ray.is_initialized():
@@ -51,7 +50,6 @@ def ray_session(address: str | None) -> Iterator[None]:
             _node_ip_address="127.0.0.1",
             logging_level=logging.ERROR,
             log_to_driver=False,
-            runtime_env={"env_vars": variables},
         )
     else:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
@@ -82,8 +80,8 @@ def check_need(need: Need, resources: Mapping[str, float]) -> None:
         wanted, there = need.num_workers * each, resources.get(name, 0.0)
         if wanted > there:
             raise ResourceError(
-                f"the job needs {wanted:g} {name} ({need.num_workers} workers with {each:g} each), but the cluster has"
-                f" {there:g}; lower --num-workers or add nodes"
+                f"the job needs {wanted:g} {name} ({need.num_workers} workers with {each:g} each), but the"
+                f" cluster has {there:g}; lower --num-workers or add nodes"
             )
 
 

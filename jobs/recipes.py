@@ -18,7 +18,7 @@ def minilm_cpu(
     address: str | None,
     objectives: tuple[Objective, ...] = ("sft", "dpo"),
 ) -> TrainJob:
-    """MiniLM on two CPU workers in a few minutes: small steps, because a hundred queries are soon learnt by heart."""
+    """MiniLM on two CPU workers in minutes: small steps, as a hundred queries are soon learnt by heart."""
     return TrainJob(
         prepared=prepared,
         output=output,

@@ -117,8 +117,8 @@ def refuse_other_fold(config: ScoreJob) -> None:
     texts = folder_digest(config.prepared, patterns=TEXT_TABLES)
     if provenance.get("texts") == texts and provenance.get("fold") != config.fold:
         raise ConfigError(
-            f"{config.artefact} was trained on fold {provenance.get('fold')} of this collection, whose training queries"
-            f" are tested in fold {config.fold}; pass --fold {provenance.get('fold')}"
+            f"{config.artefact} was trained on fold {provenance.get('fold')} of this collection, whose"
+            f" training queries are tested in fold {config.fold}; pass --fold {provenance.get('fold')}"
         )
 
 

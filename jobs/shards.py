@@ -1,13 +1,16 @@
 """Exactly-once output: a fixed plan of shards, each committed by one rename.
 
-A job plans its shards before any work, so that their composition never depends on timing. A shard is computed anywhere,
-written under a temporary name, synced, checked against the plan, and renamed. What has its final name is done: nothing
-is lost by a kill but the shards in flight, and a late second attempt replaces a file by an equal one.
+A job plans its shards before any work, so that their composition never depends on timing. A shard is
+computed anywhere, checked against the plan, written under a temporary name, synced, and renamed. What has
+its final name is done: nothing is lost by a kill but the shards in flight, and a late second attempt
+replaces a file by an equal one.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 QUARANTINE_SCHEMA = pa.schema([("key", pa.list_(pa.string())), ("reason", pa.string())])
 NO_PROGRESS_TIMEOUT_S = 600.0
+MAX_RESTARTS = 3
 
 Key = tuple[str, ...]
 
@@ -90,8 +94,9 @@ def commit_shard(
     """Publish a shard's rows and its quarantined keys; the rename of the data file is the commit.
 
     Raises:
-        JobError: the rows and the quarantine together are not exactly the planned keys. `table` may hold several rows
-            per planned key where the key is a prefix of the row's identity, as candidates of a query are.
+        JobError: the rows and the quarantine together are not exactly the planned keys. `table` may hold
+            several rows per planned key where the key is a prefix of the row's identity, as candidates of a
+            query are.
     """
     found = set(zip(*(table.column(name).to_pylist() for name in key_columns), strict=True))
     failed = {row.key for row in quarantined}
@@ -105,23 +110,6 @@ def commit_shard(
     write_table(table, shard_path(output, shard.index))
 
 
-def read_shards(output: Path) -> pa.Table:
-    """Return all committed rows of an output folder, in the order of the plan.
-
-    Raises:
-        DataError: no shard is there, or one cannot be read.
-    """
-    paths = sorted((output / "data").glob("shard-*.parquet"))
-    if not paths:
-        raise DataError(f"{output} holds no committed shard; run the job that writes it")
-    try:
-        return pa.concat_tables([pq.read_table(path) for path in paths])
-    except pa.ArrowInvalid as error:
-        raise DataError(
-            f"{output}: a shard cannot be read ({error}); delete it and run the job again"
-        ) from error
-
-
 def read_quarantine(output: Path) -> list[Quarantined]:
     """Return all quarantined keys of an output folder, in the order of the plan."""
     paths = sorted((output / "quarantine").glob("shard-*.parquet"))
@@ -131,11 +119,13 @@ def read_quarantine(output: Path) -> list[Quarantined]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorPool:
-    """The actors that compute shards: `worker(**arguments)` is built once in each, then called with shards."""
+    """The actors that compute shards.
 
-    worker: Callable[
-        ..., Callable[[Shard], int]
-    ]  # a class; its instances commit a shard and return its row count
+    `worker` is a class: `worker(**arguments)` is built once in each actor, then called with one shard after
+    the other; a call commits its shard and returns the number of its rows.
+    """
+
+    worker: Callable[..., Callable[[Shard], int]]
     arguments: Mapping[str, Any]
     num_workers: int
     num_cpus: float
@@ -149,39 +139,55 @@ def run_shards(shards: Sequence[Shard], pool: ActorPool) -> Iterator[tuple[int, 
         JobError: a worker failed for good, or nothing progressed for ten minutes.
     """
     import ray.data
+    from ray.data.exceptions import ExecutionTimeoutError
     from ray.exceptions import RayError
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+    configure_ray_data()
     items = [{"index": shard.index, "keys": json.dumps(shard.keys)} for shard in shards]
-    done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _ShardActor,
-        fn_constructor_args=(pool.worker, dict(pool.arguments)),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(
-            size=min(pool.num_workers, len(items)), max_tasks_in_flight_per_actor=1
-        ),
-        num_cpus=pool.num_cpus,
-        num_gpus=pool.num_gpus,
-        max_restarts=3,
-        max_task_retries=3,
+    actors = ray.data.ActorPoolStrategy(
+        size=min(pool.num_workers, len(items)), max_tasks_in_flight_per_actor=1
     )
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="`ray_remote_args` is deprecated"
+        )  # the only way to bound restarts
+        done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            _ShardActor,
+            fn_constructor_args=(pool.worker, dict(pool.arguments)),
+            batch_size=1,
+            compute=actors,
+            num_cpus=pool.num_cpus,
+            num_gpus=pool.num_gpus,
+            max_restarts=MAX_RESTARTS,
+            max_task_retries=MAX_RESTARTS,
+        )
     try:
         for row in done.iter_rows():
             yield int(row["index"]), int(row["rows"])
-    except RayError as error:
+    except (RayError, ExecutionTimeoutError) as error:
         raise JobError(
             f"a worker failed for good: {root_cause(error)}; run the same command again to resume"
         ) from error
 
 
+def configure_ray_data() -> None:
+    """Leave progress to our own bar, and end an execution that stands still."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
 def root_cause(error: BaseException) -> str:
-    """Return type and first line of the exception that started a chain of causes."""
+    """Return type and first line of the earliest exception in a chain of causes that says something."""
+    told = error
     while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
         error = cause
-    first_line = (str(error).strip().splitlines() or ["no message"])[0]
-    return f"{type(error).__name__}: {first_line}"
+        told = error if str(error).strip() else told
+    return f"{type(told).__name__}: {(str(told).strip() or 'no message').splitlines()[0]}"
 
 
 class _ShardActor:

@@ -17,13 +17,12 @@ from jobs.ray_session import Need, device_share, ray_session, require
 from jobs.shards import root_cause
 from jobs.train_worker import (
     StageTask,
-    TrainingData,
     golden_pairs,
+    read_training_data,
     start_scorer,
     train_stage,
 )
 from rerank_core.errors import ConfigError, DataError, JobError
-from rerank_core.formats import read_documents, read_queries
 from rerank_core.models.artefact import artefact_digest, load_artefact, save_artefact
 from rerank_core.models.pretrained import resolve_model
 
@@ -32,8 +31,7 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress
 
-    from jobs.environment import environment
-from jobs.config import Objective, StageConfig, TrainJob
+    from jobs.config import Objective, StageConfig, TrainJob
 
 logger = logging.getLogger("whyrank.train")
 
@@ -82,8 +80,8 @@ def check_inputs(config: TrainJob) -> dict[str, str]:
     for name, stage in stages(config):
         if stage.queries_per_step % config.num_workers:
             raise ConfigError(
-                f"{name}.queries_per_step {stage.queries_per_step} is no multiple of {config.num_workers} workers;"
-                " change it or --num-workers"
+                f"{name}.queries_per_step {stage.queries_per_step} is no multiple of {config.num_workers}"
+                " workers; change it or --num-workers"
             )
     require_finished(config.prepared, job="prepare")
     fold = config.prepared / f"fold-{config.fold}"
@@ -112,11 +110,7 @@ def stage_names(config: TrainJob) -> tuple[str, ...]:
 def write_untrained(config: TrainJob, model_folder: Path) -> None:
     """Write the artefact of the scorer as it is before any training: the honest baseline."""
     task = _task(config, name="sft", settings=config.sft, start=str(model_folder), artefact=UNTRAINED)
-    data = TrainingData(
-        queries=read_queries(config.prepared / "queries.parquet"),
-        documents=read_documents(config.prepared / "corpus.parquet"),
-        folder=config.prepared / f"fold-{config.fold}" / "train",
-    )
+    data = read_training_data(task)
     save_artefact(
         start_scorer(task),
         config.output / UNTRAINED,
@@ -189,7 +183,6 @@ def _fit(config: TrainJob, task: StageTask, *, use_gpu: bool) -> None:
             storage_path=str(config.output.resolve() / "checkpoints"),
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            worker_runtime_env={"env_vars": environment(has_gpu=use_gpu)},
         ),
     )
     try:

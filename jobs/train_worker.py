@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from rerank_core.training.batching import (
     RankingCollator,
     RankingExample,
     RankingExamples,
+    Texts,
     contrastive_example,
     ranking_examples,
     with_reference,
@@ -75,8 +77,7 @@ class StageTask:
 class TrainingData:
     """The training split of one fold, with its texts."""
 
-    queries: Mapping[str, Query]
-    documents: Mapping[str, Document]
+    texts: Texts
     folder: Path
 
 
@@ -91,14 +92,11 @@ def train_stage(task: StageTask) -> None:
     transformers.utils.logging.disable_progress_bar()
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
+    append_line(Path(task.log), {"stage": task.name, "event": "started", "rank": rank, "pid": os.getpid()})
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
     transformers.set_seed(task.seed)
     scorer = start_scorer(task)
-    data = TrainingData(
-        queries=read_queries(Path(task.prepared) / "queries.parquet"),
-        documents=read_documents(Path(task.prepared) / "corpus.parquet"),
-        folder=Path(task.prepared) / f"fold-{task.fold}" / "train",
-    )
+    data = read_training_data(task)
     examples = stage_examples(task, data, scorer, rank=rank, world=world)
     golden = golden_pairs(data, seed=task.seed)
     with tempfile.TemporaryDirectory(prefix="whyrank-train-") as scratch:
@@ -116,8 +114,15 @@ def train_stage(task: StageTask) -> None:
     torch.distributed.barrier()  # nobody leaves before the artefact is whole
 
 
+def read_training_data(task: StageTask) -> TrainingData:
+    """Return the texts of a task's prepared folder, and where the training rows of its fold are."""
+    prepared = Path(task.prepared)
+    texts = Texts(read_queries(prepared / "queries.parquet"), read_documents(prepared / "corpus.parquet"))
+    return TrainingData(texts, prepared / f"fold-{task.fold}" / "train")
+
+
 def start_scorer(task: StageTask) -> LanguageModelScorer:
-    """Return the scorer that a stage starts from: an artefact's, or an untrained one on a pretrained model."""
+    """Return the scorer that a stage starts from: an artefact's, or an untrained one on a language model."""
     start = Path(task.start)
     if (start / "reranker.json").is_file():
         return load_artefact(start)
@@ -135,7 +140,7 @@ def stage_examples(
         DataError: there is nothing to learn from.
     """
     if task.name == "warmup":
-        documents = [data.documents[doc_id] for doc_id in sorted(data.documents)]
+        documents = [document for _, document in sorted(data.texts.documents.items())]
         found = title_examples(documents, Bm25Retriever(documents), rng=np.random.default_rng(task.seed))
         examples = [contrastive_example(e.query, e.documents, encoder=scorer.encoder) for e in found]
     else:
@@ -145,7 +150,8 @@ def stage_examples(
         examples = with_reference(examples, _reference_scores(scorer, examples, rank=rank, world=world))
     if not examples:
         raise DataError(
-            f"{data.folder} holds nothing for the stage {task.name!r}; look at summary.json of the prepared folder"
+            f"{data.folder} holds nothing for the stage {task.name!r}; look at summary.json of the prepared"
+            " folder"
         )
     return examples
 
@@ -155,13 +161,13 @@ def _graded_examples(data: TrainingData, encoder: PairEncoder) -> list[RankingEx
     max_grade = max((row.grade for row in rows), default=0)
     if max_grade == 0:
         raise DataError(
-            f"{data.folder / 'pointwise.parquet'}: no training document has a grade above 0; raise --train-candidates"
+            f"{data.folder / 'pointwise.parquet'}: no training document has a grade above 0; raise"
+            " --train-candidates"
         )
     return ranking_examples(
         rows,
         read_pairs(data.folder / "pairs.parquet"),
-        queries=data.queries,
-        documents=data.documents,
+        texts=data.texts,
         encoder=encoder,
         max_grade=max_grade,
     )
@@ -184,16 +190,15 @@ def golden_pairs(data: TrainingData, *, seed: int) -> list[tuple[Query, Document
     """Return training pairs for the artefact's self-check, drawn by the seed."""
     rows = read_pointwise(data.folder / "pointwise.parquet")
     order = np.random.default_rng(seed).permutation(len(rows))
-    return [(data.queries[rows[i].query_id], data.documents[rows[i].doc_id]) for i in order]
+    queries, documents = data.texts.queries, data.texts.documents
+    return [(queries[rows[i].query_id], documents[rows[i].doc_id]) for i in order]
 
 
 class ObjectiveTrainer(transformers.Trainer):
     """transformers' trainer with the loss of an objective over whole queries."""
 
-    def __init__(
-        self, *, query_loss: QueryLoss, **settings: Any
-    ) -> None:  # the settings go straight to Trainer
-        super().__init__(**settings)
+    def __init__(self, *, query_loss: QueryLoss, **settings: Any) -> None:
+        super().__init__(**settings)  # what they mean is Trainer's affair
         self._query_loss = query_loss
         self.model_accepts_loss_kwargs = False  # so that accumulated losses are averaged, not summed
 
@@ -274,7 +279,7 @@ def with_adapters(model: SingleNeuronModel, *, rank: int) -> SingleNeuronModel:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear")
-    model.backbone = get_peft_model(model.backbone, config)  # type: ignore[assignment]
+    model.backbone = get_peft_model(model.backbone, config)  # type: ignore[assignment]  # a wrapper
     return model
 
 
@@ -287,7 +292,7 @@ def _trained_scorer(
         with_adapters(model, rank=task.lora_rank)
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     if task.lora_rank:
-        model.backbone = model.backbone.merge_and_unload()  # type: ignore[operator, assignment]
+        model.backbone = model.backbone.merge_and_unload()  # type: ignore[operator]  # peft's class
     return LanguageModelScorer(model, start.encoder, digest="in training")
 
 
@@ -338,7 +343,8 @@ class _Progress(transformers.TrainerCallback):
             )
         if not math.isfinite(logs["loss"]):
             raise JobError(
-                f"the loss of {self._stage} is {logs['loss']} at step {state.global_step}; lower its learning rate"
+                f"the loss of {self._stage} is {logs['loss']} at step {state.global_step}; lower its learning"
+                " rate"
             )
 
 

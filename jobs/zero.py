@@ -8,9 +8,10 @@ ZeroStage = Literal[0, 1, 2, 3]
 
 
 def zero_config(stage: ZeroStage, *, bf16: bool) -> dict[str, Any]:
-    """Return DeepSpeed's configuration of a ZeRO stage; what is "auto" is filled in from the training arguments.
+    """Return DeepSpeed's configuration of a ZeRO stage.
 
-    Stage 0 replicates everything, 1 shards the optimiser's states, 2 also the gradients, 3 also the parameters.
+    What is "auto" is filled in from the training arguments. Stage 0 replicates everything, 1 shards the
+    optimiser's states, 2 also the gradients, 3 also the parameters.
     """
     return {
         "train_micro_batch_size_per_gpu": "auto",

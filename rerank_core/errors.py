@@ -1,6 +1,6 @@
 """Every error raised on purpose.
 
-WhyrankError                 what a caller catches; the command line prints it without a traceback and exits with 2
+WhyrankError                 what a caller catches; the command line prints it and exits with 2
 ├── ConfigError              a setting is wrong, or two settings contradict each other
 ├── DataError                an input file, row or record is wrong; names file, row and remedy
 ├── ArtefactError            a reranker artefact or model folder is broken, altered or unsafe

@@ -14,7 +14,7 @@ class Retriever(Protocol):
     """A first stage over one corpus."""
 
     def retrieve(self, query: Query, *, k: int) -> list[Candidate]:
-        """Return the best `k` documents (all of them where the corpus is smaller), best first, ranks from 1."""
+        """Return the best `k` documents (all of a smaller corpus), best first, ranks from 1."""
         ...
 
 
@@ -22,7 +22,7 @@ class Scorer(Protocol):
     """One number per (query, document): a logit, unbounded, higher is better."""
 
     def score(self, query: Query, documents: Sequence[Document]) -> list[float]:
-        """Return one score per document, in the order of `documents`; a score depends on its own pair alone."""
+        """Return one score per document, in their order; a score depends on its own pair alone."""
         ...
 
 
@@ -38,5 +38,5 @@ class TextGenerator(Protocol):
     """A language model that writes JSON of a given schema."""
 
     def generate(self, prompts: Sequence[str], schemas: Sequence[Mapping[str, Any]]) -> list[Generation]:
-        """Return one generation per prompt; `schemas[i]` is the JSON schema that text i was asked to follow."""
+        """Return one generation per prompt; `schemas[i]` is the JSON schema that text i has to follow."""
         ...

@@ -153,7 +153,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """Documents, queries and judgements as loaded; the optional parts are None where the collection ships none."""
+    """Documents, queries and judgements as loaded; a part that the collection does not ship is None."""
 
     name: str
     documents: Mapping[str, Document]

@@ -51,7 +51,7 @@ class AdditiveScorer:
 
 
 class ScriptedGenerator:
-    """A `TextGenerator` that answers what `answer(prompt, schema)` says; `prompts` keeps what it was asked."""
+    """A `TextGenerator` that answers what `answer(prompt, schema)` says; `prompts` keeps what was asked."""
 
     def __init__(self, answer: Callable[[str, Mapping[str, Any]], str]) -> None:
         self._answer = answer

@@ -30,9 +30,11 @@ class WarmUpExample:
 def title_examples(
     documents: Sequence[Document], retriever: Retriever, *, rng: np.random.Generator
 ) -> list[WarmUpExample]:
-    """Return one example per titled document: its title against its text, five look-alikes and two others, untitled.
+    """Return one example per titled document: its title asks for its text among seven others.
 
-    Look-alikes are drawn from the retriever's first 20 for the title. No query and no grade of the collection is used.
+    Five of the others are look-alikes, drawn from the retriever's first 20 for the title, and two are any
+    other documents; a small corpus gives fewer. All are shown without their titles. No query and no grade of
+    the collection is used.
     """
     examples = []
     for document in documents:

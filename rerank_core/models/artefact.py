@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 NUM_GOLDEN_PAIRS = 32
 TOLERANCE = {"fp32": 1e-4}
-"""How far a golden pair's score may lie from the recorded one, by the precision it is computed in; on any device."""
+"""How far a golden pair's score may lie from the recorded one, by precision, on any device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +158,7 @@ def read_spec(folder: Path) -> RerankerSpec:
 
 
 def artefact_digest(folder: Path) -> str:
-    """Return a digest over everything that decides a score: weights, configuration, tokenizer, reranker.json."""
+    """Return a digest over all that decides a score: weights, configuration, tokenizer, reranker.json."""
     whole = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         with path.open("rb") as stream:
@@ -207,6 +207,6 @@ def _check_golden(scorer: LanguageModelScorer, path: Path, *, tolerance: float) 
     for number, (now, then) in enumerate(zip(scorer.score_pairs(pairs), recorded, strict=True), start=1):
         if not abs(now - then) <= tolerance:  # NaN fails too
             raise ArtefactError(
-                f"{path}:{number}: the pair now scores {now:.6f}, not {then:.6f} (tolerance {tolerance:g}): weights,"
-                " tokenizer or template were altered; copy the artefact again or train it anew"
+                f"{path}:{number}: the pair now scores {now:.6f}, not {then:.6f} (tolerance {tolerance:g}):"
+                " weights, tokenizer or template were altered; copy the artefact again or train it anew"
             )

@@ -29,7 +29,10 @@ MAX_QUERY_SHARE = 0.5
 
 PRODUCT_SCALE = 20.0
 PRODUCT_CENTRE = 0.8
-"""An untrained encoder scores 20 * (cosine - 0.8): after joint attention MiniLM's cosines lie about 0.82 ± 0.04 (ADR 0005)."""
+"""An untrained encoder scores 20 * (cosine - 0.8).
+
+After joint attention MiniLM's cosines lie about 0.82 ± 0.04 (ADR 0005).
+"""
 
 
 def is_causal(config: PretrainedConfig) -> bool:
@@ -121,18 +124,18 @@ def build_model(folder: Path, *, head: HeadKind, num_layers: int | None, seed: i
         **extra,
     )
     pooling = default_pooling(config)
-    head = nn.Linear(config.hidden_size, 1)
+    neuron = nn.Linear(config.hidden_size, 1)
     with torch.no_grad():
-        head.weight.copy_(_head_weight(head.weight, pooling=pooling, rows=rows, seed=seed))
-        head.bias.fill_(-PRODUCT_SCALE * PRODUCT_CENTRE if pooling == "product" else 0.0)
-    return SingleNeuronModel(backbone, head, pooling=pooling, has_token_types=has_token_types(config))
+        neuron.weight.copy_(_head_weight(neuron.weight, pooling=pooling, rows=rows, seed=seed))
+        neuron.bias.fill_(-PRODUCT_SCALE * PRODUCT_CENTRE if pooling == "product" else 0.0)
+    return SingleNeuronModel(backbone, neuron, pooling=pooling, has_token_types=has_token_types(config))
 
 
 def _head_weight(like: Tensor, *, pooling: Pooling, rows: Tensor | None, seed: int) -> Tensor:
     """Return the neuron's first weights, (1, width).
 
-    On a product of unit vectors equal weights make the score the cosine between query and document, in logits; else the
-    weights are the difference of two output rows, or drawn from N(0, 0.02²).
+    On a product of unit vectors equal weights make the score the cosine between query and document, in
+    logits; else the weights are the difference of two output rows, or drawn from N(0, 0.02²).
     """
     if rows is not None:
         return rows.unsqueeze(0)
@@ -157,5 +160,5 @@ def _yes_no_difference(folder: Path) -> Tensor:
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
     )
-    rows = model.get_output_embeddings().weight.detach()
-    return (rows[yes[0]] - rows[no[0]]).clone()
+    rows: Tensor = model.get_output_embeddings().weight.detach()
+    return rows[yes[0]] - rows[no[0]]

@@ -25,8 +25,8 @@ HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", 
 def resolve_model(name: str) -> Path:
     """Return a checked folder with config, safetensors weights and tokenizer.
 
-    `minilm` and `smollm2` name the packaged models; a path names a folder; anything else is a Hugging Face name, looked up
-    in the local cache and, where the machine is online, on the hub.
+    `minilm` and `smollm2` name the packaged models; a path names a folder; anything else is a Hugging Face
+    name, looked up in the local cache and, where the machine is online, on the hub.
 
     Raises:
         ConfigError: nothing goes by that name.
@@ -48,7 +48,8 @@ def check_model_folder(folder: Path) -> None:
     """Refuse a model folder that could execute something when it is loaded.
 
     Raises:
-        ArtefactError: there is a pickle, a program, a link out of the folder, an `auto_map`, or there are no safetensors.
+        ArtefactError: there is a pickle, a program, a link out of the folder or an `auto_map`, or there are
+            no safetensors.
     """
     if not (folder / "config.json").is_file():
         raise ArtefactError(f"{folder / 'config.json'} is missing: {folder} is not a model folder")
@@ -105,8 +106,8 @@ def _hub_folder(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=HUB_PATTERNS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigError(
-            f"model {name!r} is neither `minilm`, `smollm2`, a folder, nor a model the hub gave us ({type(error).__name__});"
-            " download it on a machine with internet and pass its folder"
+            f"model {name!r} is neither `minilm`, `smollm2`, a folder, nor a model the hub gave us"
+            f" ({type(error).__name__}); download it on a machine with internet and pass its folder"
         ) from error
 
 

@@ -29,8 +29,9 @@ YES_NO_TEMPLATE = "Query: {query}\nDocument: {document}\nDoes the document answe
 class PromptFormat:
     """How a pair becomes one sequence of tokens: the query first, the document last, then the template's end.
 
-    `template` holds `{query}` and `{document}` once each, in that order, and may hold the tokenizer's special tokens as
-    `{cls}`, `{sep}`, `{bos}` and `{eos}`. What stands in a query or a document is never read as a special token.
+    `template` holds `{query}` and `{document}` once each, in that order, and may hold the tokenizer's special
+    tokens as `{cls}`, `{sep}`, `{bos}` and `{eos}`. What stands in a query or a document is never read as a
+    special token.
     """
 
     template: str
@@ -63,7 +64,8 @@ class PairEncoder:
         if fixed + prompt_format.max_query_length >= prompt_format.max_length:
             raise ConfigError(
                 f"max_length {prompt_format.max_length} leaves no room for a document after"
-                f" {prompt_format.max_query_length} query tokens and {fixed} of the template; raise max_length"
+                f" {prompt_format.max_query_length} tokens of the query and {fixed} of the template;"
+                " raise max_length"
             )
 
     def encode(self, query: Query, document: Document) -> EncodedPair:
@@ -128,9 +130,9 @@ class PairEncoder:
 class SingleNeuronModel(nn.Module):
     """A language model whose output layer is one neuron: `score = w · h + b` on one pooled hidden state `h`.
 
-    "last" pools the hidden state of the last non-pad token, which in a causal language model has seen everything.
-    "product" is for encoders: the mean state of the query's tokens times that of the document's, element by element, each of
-    unit length, after full attention between the two (ADR 0005).
+    "last" pools the hidden state of the last non-pad token, which in a causal language model has seen
+    everything. "product" is for encoders: the mean state of the query's tokens times that of the document's,
+    element by element, each of unit length, after full attention between the two (ADR 0005).
     """
 
     def __init__(
@@ -149,9 +151,7 @@ class SingleNeuronModel(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, segment_ids: Tensor) -> Tensor:
         """Return one score per row, (rows,), from right- or left-padded inputs, each (rows, length)."""
-        positions = (attention_mask.cumsum(dim=1) - 1).clamp(
-            min=0
-        )  # padding on the left does not shift a text
+        positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)  # as if nothing were padded on the left
         extra = {"token_type_ids": segment_ids} if self.has_token_types else {"use_cache": False}
         hidden = self.backbone(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, **extra
@@ -161,7 +161,8 @@ class SingleNeuronModel(nn.Module):
         else:
             of_query = unit_mean(hidden, attention_mask * (1 - segment_ids))
             pooled = of_query * unit_mean(hidden, attention_mask * segment_ids)
-        return self.head(pooled).squeeze(-1)  # (rows,)
+        scores: Tensor = self.head(pooled).squeeze(-1)  # (rows,)
+        return scores
 
 
 def last_state(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -180,7 +181,8 @@ def unit_mean(hidden: Tensor, mask: Tensor) -> Tensor:
 def pad(pairs: Sequence[EncodedPair], *, pad_id: int) -> dict[str, Tensor]:
     """Return the model's inputs for some pairs, padded on the right, each (pairs, longest length).
 
-    Segment 0 is the query with what stands before and behind it, segment 1 the document with the template's end.
+    Segment 0 is the query with what stands before and behind it, segment 1 the document with the template's
+    end.
     """
     length = max(len(pair.input_ids) for pair in pairs)
     ids = torch.full((len(pairs), length), pad_id, dtype=torch.long)
@@ -194,7 +196,7 @@ def pad(pairs: Sequence[EncodedPair], *, pad_id: int) -> dict[str, Tensor]:
 
 
 def length_batches(lengths: Sequence[int], *, max_tokens: int) -> Iterator[list[int]]:
-    """Yield indices in batches of similar length with at most `max_tokens` padded tokens (or one row), longest first."""
+    """Yield batches of indices, longest first, of at most `max_tokens` padded tokens (or one row) each."""
     batch: list[int] = []
     longest = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

@@ -32,8 +32,8 @@ SPECIAL_TOKENS = {
 def tiny_tokenizer(texts: Iterable[str], *, has_mask: bool) -> PreTrainedTokenizerFast:
     """Return a WordPiece tokenizer trained on some texts; encoders have a mask token, causal models none."""
     special = SPECIAL_TOKENS | ({"mask_token": "[MASK]"} if has_mask else {})
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordPieceTrainer(
         vocab_size=2000,
         special_tokens=list(special.values()),

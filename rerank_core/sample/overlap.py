@@ -20,7 +20,7 @@ def ngrams(text: str, *, n: int) -> frozenset[tuple[str, ...]]:
 
 
 def pairwise_overlap(texts: Mapping[str, str], *, n: int) -> list[tuple[float, str, str]]:
-    """Return, for each pair of texts, the share of the smaller set of n-grams that both hold; largest first."""
+    """Return, per pair of texts, the share of the smaller set of n-grams that both hold; largest first."""
     grams = {key: ngrams(text, n=n) for key, text in texts.items()}
     overlaps = []
     for first, second in combinations(sorted(grams), 2):
@@ -46,7 +46,8 @@ def describe(overlaps: list[tuple[float, str, str]], *, n: int) -> str:
     values = [overlap for overlap, _, _ in overlaps]
     edges = (0.0, 0.001, 0.01, 0.02, 0.05, 1.01)
     lines = [
-        f"{n}-gram overlap of {len(values)} pairs: mean {sum(values) / len(values):.6f}, largest {values[0]:.4f}"
+        f"{n}-gram overlap of {len(values)} pairs: mean {sum(values) / len(values):.6f},"
+        f" largest {values[0]:.4f}"
     ]
     lines += [
         f"  {low:.3f} to {high:.3f}: {sum(low <= v < high for v in values)}" for low, high in pairwise(edges)

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Texts:
+    """What the ids of training rows stand for."""
+
+    queries: Mapping[str, Query]
+    documents: Mapping[str, Document]
+
+
+@dataclass(frozen=True, slots=True)
 class RankingExample:
     """One query's documents as tokens; `chosen[i]` and `rejected[i]` index the documents of pair i."""
 
@@ -46,8 +54,7 @@ def ranking_examples(
     rows: Sequence[GradedCandidate],
     pairs: Sequence[PreferencePair],
     *,
-    queries: Mapping[str, Query],
-    documents: Mapping[str, Document],
+    texts: Texts,
     encoder: PairEncoder,
     max_grade: int,
 ) -> list[RankingExample]:
@@ -60,12 +67,13 @@ def ranking_examples(
         pairs_by_query.setdefault(pair.query_id, []).append(pair)
     examples = []
     for query_id, listed in rows_by_query.items():
+        query = texts.queries[query_id]
         index = {row.doc_id: place for place, row in enumerate(listed)}
         own = pairs_by_query.get(query_id, [])
         examples.append(
             RankingExample(
                 query_id=query_id,
-                documents=tuple(encoder.encode(queries[query_id], documents[row.doc_id]) for row in listed),
+                documents=tuple(encoder.encode(query, texts.documents[row.doc_id]) for row in listed),
                 targets=tuple(row.grade / max_grade for row in listed),
                 chosen=tuple(index[pair.chosen_id] for pair in own),
                 rejected=tuple(index[pair.rejected_id] for pair in own),

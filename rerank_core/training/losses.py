@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def sft_loss(scores: Tensor, targets: Tensor) -> Tensor:
@@ -13,22 +17,23 @@ def sft_loss(scores: Tensor, targets: Tensor) -> Tensor:
         scores: logits, (documents,).
         targets: grades divided by the largest grade, in [0, 1], (documents,).
     """
-    return F.mse_loss(scores.sigmoid(), targets)
+    return functional.mse_loss(scores.sigmoid(), targets)
 
 
 def dpo_loss(margin: Tensor, reference_margin: Tensor, *, beta: float) -> Tensor:
     """Direct preference optimisation on scores: mean of -log sigmoid(beta * (m - m_ref)).
 
-    With the scores of a query's candidates as the logits of a policy over them, the softmax normaliser cancels in
-    log pi(chosen) - log pi(rejected), so this is DPO's loss (Rafailov et al. 2023, equation 7) exactly, not an
-    approximation. It is ln 2 where policy and reference agree, and tends to 0 as the margin grows beyond the reference's.
+    With the scores of a query's candidates as the logits of a policy over them, the softmax normaliser
+    cancels in log pi(chosen) - log pi(rejected), so this is DPO's loss (Rafailov et al. 2023, equation 7)
+    exactly, not an approximation. It is ln 2 where policy and reference agree, and tends to 0 as the margin
+    grows beyond the reference's.
 
     Args:
         margin: the policy's score of the chosen minus that of the rejected document, (pairs,).
         reference_margin: the same of the frozen reference, (pairs,).
         beta: strength of the pull towards the reference, positive.
     """
-    return -F.logsigmoid(beta * (margin - reference_margin)).mean()
+    return -functional.logsigmoid(beta * (margin - reference_margin)).mean()
 
 
 def contrastive_loss(scores: Tensor, relevant: Tensor) -> Tensor:
@@ -38,4 +43,4 @@ def contrastive_loss(scores: Tensor, relevant: Tensor) -> Tensor:
         scores: logits of one query's documents, (documents,).
         relevant: index of the relevant one, a scalar.
     """
-    return F.cross_entropy(scores.unsqueeze(0), relevant.unsqueeze(0))
+    return functional.cross_entropy(scores.unsqueeze(0), relevant.unsqueeze(0))

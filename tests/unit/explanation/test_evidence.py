@@ -3,7 +3,7 @@
 import pytest
 
 from rerank_core.explanation.evidence import select_evidence
-from rerank_core.records import Attribution, EvidenceWord, Unit
+from rerank_core.records import Attribution, Unit
 
 
 def _attribution(*pairs: tuple[str, float]) -> Attribution:
@@ -22,7 +22,8 @@ def test_the_largest_absolute_values_come_first_with_their_sign() -> None:
 
 def test_places_of_a_word_are_summed_whatever_their_case() -> None:
     found = select_evidence(_attribution(("Ice", 0.5), ("sand", 0.6), ("ICE", 0.25), ("ice", -0.1)))
-    assert found.words[0] == EvidenceWord("Ice", pytest.approx(0.65))
+    assert found.words[0].text == "Ice"
+    assert found.words[0].value == pytest.approx(0.65)
 
 
 def test_places_that_cancel_are_no_evidence() -> None:

@@ -16,7 +16,7 @@ from jobs.explain import (
     run_explain,
     whole_shards,
 )
-from jobs.generation import EngineConfig, Failure, engine_environment, engine_settings
+from jobs.generation import EngineConfig, Failure, engine_environment, engine_settings, failure_reason
 from jobs.manifest import file_digest, folder_digest, opened_output, read_manifest, write_json
 from jobs.shards import Shard, commit_shard, plan_shards
 from rerank_core.attribution.table import attributions_table
@@ -70,6 +70,8 @@ def job(tmp_path):
         attributions=words,
         output=tmp_path / "texts",
         model=str(model),
+        max_model_tokens=128,  # the tiny model's
+        max_new_tokens=64,
         shard_documents=1,
     )
 
@@ -92,12 +94,14 @@ def test_each_attributed_document_is_explained_with_and_without_its_attribution(
     with_words, without = placements["q1", "d1"]
     assert (with_words.query, with_words.document) == (QUERIES[0], DOCUMENTS[0])
     assert (with_words.rank, with_words.num_candidates) == (2, 2)
+    assert with_words.evidence is not None
     assert with_words.evidence.words == (EvidenceWord("sea", 2.0), EvidenceWord("the", -0.5))
     assert without == replace(with_words, evidence=None)
 
 
 def test_the_number_of_words_is_a_setting(job) -> None:
     (with_words, _) = planned_placements(replace(job, num_words=1))["q1", "d1"]
+    assert with_words.evidence is not None
     assert len(with_words.evidence.words) == 1
 
 
@@ -122,6 +126,12 @@ def test_attributions_of_nothing_are_refused(job) -> None:
         planned_placements(job)
 
 
+def test_a_context_that_the_model_has_not_is_refused_before_any_work(job) -> None:
+    with pytest.raises(ConfigError, match="reads at most 128"):
+        run_explain(replace(job, max_model_tokens=129, max_new_tokens=16))
+    assert not job.output.exists()
+
+
 @pytest.mark.parametrize("name", ["prepared", "run", "attributions"])
 def test_an_unfinished_input_is_refused(job, name) -> None:
     folder = getattr(job, name)
@@ -134,7 +144,7 @@ def test_shards_are_whole_and_in_order_whatever_the_order_of_the_answers(job) ->
     placements = planned_placements(job)
     shards = [Shard(4, (("q1", "d1"),)), Shard(7, (("q2", "d2"),))]
     work = [(shard, placement) for shard in shards for key in shard.keys for placement in placements[key]]
-    answers = [
+    answers: list[tuple[int, Generation | Failure]] = [
         (3, Generation(NOT_JSON, 5, 2)),
         (0, Generation(GOOD, 9, 8)),
         (2, Failure("too long")),
@@ -218,6 +228,23 @@ def test_on_a_cpu_the_engine_is_small_and_in_float32(job) -> None:
     assert settings["max_num_batched_tokens"] == settings["max_model_len"] == 4096
     assert settings["kv_cache_memory_bytes"] <= 1024**3
     assert "dtype" not in engine_settings(engine, on_gpu=True)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("ValueError: prompt has 700 tokens\n  of 600", "ValueError: prompt has 700 tokens of 600"),
+        (
+            "The actor died.\n  File x, line 3\nKeyError: 'a'\nray.x.OutOfMemoryError: 3 GB\nmore",
+            "OutOfMemoryError: 3 GB more",
+        ),
+        ("no output for\n600 s", "no output for 600 s"),
+        ("x" * 1_000, "x" * 300),
+        ("", ""),
+    ],
+)
+def test_of_a_failure_the_last_exception_is_told(message, reason) -> None:
+    assert failure_reason(message) == reason
 
 
 @pytest.mark.parametrize("on_gpu", [True, False])

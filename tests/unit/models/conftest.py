@@ -32,7 +32,8 @@ def causal_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["encoder", "causal"])
 def folder(request: pytest.FixtureRequest) -> Path:
-    return request.getfixturevalue(f"{request.param}_folder")
+    path: Path = request.getfixturevalue(f"{request.param}_folder")
+    return path
 
 
 @pytest.fixture

@@ -95,7 +95,10 @@ def _set(name: str, value: object) -> Callable[[Path], None]:
 
 
 def _write(name: str, content: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_text(content) and None
+    def change(folder: Path) -> None:
+        (folder / name).write_text(content)
+
+    return change
 
 
 BROKEN = {

@@ -73,7 +73,9 @@ def test_a_tokenizer_without_yes_and_no_has_no_yes_no_head(causal_folder, tmp_pa
 
 
 def test_only_the_first_layers_are_kept_on_request(causal_folder) -> None:
-    assert len(build_model(causal_folder, head="linear", num_layers=1, seed=0).backbone.layers) == 1
+    layers = build_model(causal_folder, head="linear", num_layers=1, seed=0).backbone.layers
+    assert isinstance(layers, torch.nn.ModuleList)
+    assert len(layers) == 1
 
 
 def test_more_layers_than_there_are_is_refused(causal_folder) -> None:

@@ -102,7 +102,7 @@ def test_the_mask_of_attribution_stays_a_mask(encoder_folder) -> None:
 
 def test_the_query_stands_before_the_document(scorer: LanguageModelScorer) -> None:
     pair = scorer.encoder.encode(QUERY, DOCUMENTS[1])
-    text = scorer.tokenizer.decode(pair.input_ids)
+    text = scorer.tokenizer.decode(list(pair.input_ids))
     assert text.index("temperature") < text.index("snow")
 
 

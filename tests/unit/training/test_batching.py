@@ -12,6 +12,7 @@ from rerank_core.training.batching import (
     RankingCollator,
     RankingExample,
     RankingExamples,
+    Texts,
     contrastive_example,
     ranking_examples,
     split_scores,
@@ -42,7 +43,7 @@ def encoder() -> PairEncoder:
 
 @pytest.fixture
 def examples(encoder: PairEncoder) -> list[RankingExample]:
-    return ranking_examples(ROWS, PAIRS, queries=QUERIES, documents=DOCUMENTS, encoder=encoder, max_grade=9)
+    return ranking_examples(ROWS, PAIRS, texts=Texts(QUERIES, DOCUMENTS), encoder=encoder, max_grade=9)
 
 
 def test_rows_of_one_query_become_one_example(examples: list[RankingExample]) -> None:

@@ -1,0 +1,245 @@
+"""An output folder belongs to one run of one job, whatever kills it on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from jobs.config import DpoConfig, ScoreJob, StageConfig, TrainJob
+from jobs.manifest import (
+    config_digest,
+    file_digest,
+    finish_output,
+    folder_digest,
+    opened_output,
+    package_versions,
+    read_manifest,
+    require_finished,
+    write_json,
+)
+from rerank_core.errors import DataError, OutputConflictError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[3]
+INPUTS = {"corpus": "c0", "queries": "q0"}
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing catches it."""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ScoreJob:
+    return ScoreJob(prepared=tmp_path / "prepared", artefact=tmp_path / "dpo", output=tmp_path / "run")
+
+
+@contextmanager
+def killed_at(monkeypatch: pytest.MonkeyPatch, call: str) -> Iterator[None]:
+    """End the process at the first such call of the operating system."""
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, kill)
+        with pytest.raises(Killed):
+            yield
+
+
+def opened(config: ScoreJob, *, job: str = "score", inputs: dict[str, str] = INPUTS):
+    return opened_output(config.output, job=job, config=config, inputs=inputs)
+
+
+# --- digests
+
+
+def test_the_digest_ignores_where_and_how_fast_a_job_runs(config: ScoreJob) -> None:
+    moved = replace(
+        config,
+        prepared=Path("x"),
+        artefact=Path("y"),
+        output=Path("z"),
+        num_workers=7,
+        address="a",
+        trec=True,
+    )
+    assert config_digest(moved) == config_digest(config)
+
+
+@pytest.mark.parametrize("changed", [{"fold": 1}, {"split": "test"}, {"shard_queries": 5}])
+def test_the_digest_follows_what_is_computed(config: ScoreJob, changed: dict[str, object]) -> None:
+    assert config_digest(replace(config, **changed)) != config_digest(config)  # type: ignore[arg-type]
+
+
+def test_the_digest_follows_nested_settings() -> None:
+    config = TrainJob(prepared=Path("a"), output=Path("b"))
+    assert config_digest(replace(config, max_failures=9)) == config_digest(config)
+    changed = [
+        replace(config, dpo=DpoConfig(beta=0.2)),
+        replace(config, sft=StageConfig(learning_rate=1e-3)),
+        replace(config, objectives=("sft",)),
+        config,
+    ]
+    assert len({config_digest(one) for one in changed}) == len(changed)
+
+
+def test_a_folders_digest_follows_names_and_bytes_of_the_files_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "deep" / "b.md").write_text("two")
+    whole, texts = folder_digest(tmp_path), folder_digest(tmp_path, patterns=("*.txt",))
+    (tmp_path / "deep" / "b.md").write_text("three")
+    assert folder_digest(tmp_path) != whole
+    assert folder_digest(tmp_path, patterns=("*.txt",)) == texts
+    (tmp_path / "a.txt").rename(tmp_path / "c.txt")
+    assert folder_digest(tmp_path, patterns=("*.txt",)) != texts
+    assert file_digest(tmp_path / "c.txt") == hashlib.sha256(b"one").hexdigest()
+
+
+# --- claiming a folder
+
+
+def test_a_new_folder_is_claimed_with_what_runs_in_it(config: ScoreJob) -> None:
+    with opened(config) as state:
+        assert state == "new"
+        manifest = read_manifest(config.output)
+    assert (manifest["job"], manifest["status"]) == ("score", "running")
+    assert manifest["config"]["shard_queries"] == config.shard_queries
+    assert manifest["digests"] == {
+        "config": config_digest(config),
+        "input:corpus": "c0",
+        "input:queries": "q0",
+    }
+    assert manifest["versions"]["pyarrow"] == package_versions()["pyarrow"]
+
+
+def test_an_interrupted_run_is_resumed_and_a_finished_one_is_finished(config: ScoreJob) -> None:
+    with pytest.raises(RuntimeError), opened(config):
+        raise RuntimeError("power cut")
+    with opened(config) as state:
+        assert state == "resumed"
+        finish_output(config.output, results={"queries": 3})
+    with opened(config) as state:
+        assert state == "finished"
+    assert read_manifest(config.output)["results"] == {"queries": 3}
+
+
+def test_other_settings_and_other_inputs_are_refused_by_name(config: ScoreJob) -> None:
+    with opened(config):
+        pass
+    with (
+        pytest.raises(OutputConflictError, match="made with another config; choose"),
+        opened(replace(config, fold=1)),
+    ):
+        pass
+    others = {"corpus": "c1", "extra": "e0"}
+    message = "another input:corpus, input:extra, input:queries;"
+    with pytest.raises(OutputConflictError, match=message), opened(config, inputs=others):
+        pass
+
+
+def test_the_folder_of_another_job_is_refused(config: ScoreJob) -> None:
+    with opened(config, job="attribute"):
+        pass
+    with pytest.raises(OutputConflictError, match="belongs to the job 'attribute'"), opened(config):
+        pass
+
+
+def test_a_folder_with_somebodys_files_is_refused_and_left_alone(config: ScoreJob) -> None:
+    config.output.mkdir()
+    (config.output / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputConflictError, match=r"files of something else \(thesis.tex\)"), opened(config):
+        pass
+    assert not (config.output / "manifest.json").exists()
+
+
+def test_a_second_process_is_refused_while_the_first_works(config: ScoreJob) -> None:
+    with opened(config):
+        with pytest.raises(OutputConflictError, match="another process is working here"), opened(config):
+            pass
+        assert read_manifest(config.output)["status"] == "running"
+    with opened(config) as state:
+        assert state == "resumed"
+
+
+def test_a_killed_process_leaves_no_lock_behind(config: ScoreJob) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from jobs.config import ScoreJob; from jobs.manifest import opened_output\n"
+        "prepared, artefact, output = map(Path, sys.argv[1:])\n"
+        "config = ScoreJob(prepared=prepared, artefact=artefact, output=output)\n"
+        f"with opened_output(output, job='score', config=config, inputs={INPUTS!r}):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", code, str(config.prepared), str(config.artefact), str(config.output)]
+    result = subprocess.run(command, cwd=ROOT, timeout=60, check=False)
+    assert result.returncode == -signal.SIGKILL
+    with opened(config) as state:
+        assert state == "resumed"
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_kill_while_the_first_manifest_is_written_leaves_the_folder_new(
+    config: ScoreJob, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    with killed_at(monkeypatch, call), opened(config):
+        pass
+    with opened(config) as state:
+        assert state == "new"
+
+
+# --- reading and writing
+
+
+def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "plan.json"
+    write_json(path, {"n": 1, "name": "Grünland", "where": Path("x")})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"n": 1, "name": "Grünland", "where": "x"}
+    for call in ("fsync", "replace"):
+        with killed_at(monkeypatch, call):
+            write_json(path, {"n": 2})
+        assert json.loads(path.read_text(encoding="utf-8"))["n"] == 1
+    with pytest.raises(ValueError, match="Circular"):
+        write_json(path, circular())
+    assert json.loads(path.read_text(encoding="utf-8"))["n"] == 1
+    write_json(path, {"n": 2})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"n": 2}
+
+
+def circular() -> dict[str, object]:
+    value: dict[str, object] = {}
+    value["self"] = value
+    return value
+
+
+def test_an_input_folder_must_be_there_of_the_right_job_and_finished(config: ScoreJob) -> None:
+    with pytest.raises(DataError, match=r"manifest\.json is missing: .* was not written by a Whyrank job"):
+        require_finished(config.output, job="score")
+    with opened(config):
+        pass
+    with pytest.raises(DataError, match="unfinished; run the same `whyrank score` command again"):
+        require_finished(config.output, job="score")
+    finish_output(config.output, results={})
+    with pytest.raises(
+        DataError, match="written by `whyrank score`, but an output of `whyrank prepare` is needed"
+    ):
+        require_finished(config.output, job="prepare")
+    assert require_finished(config.output, job="score")["status"] == "finished"
+
+
+def test_a_manifest_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"job": ')
+    with pytest.raises(DataError, match=r"is not JSON .*; delete the folder"):
+        read_manifest(tmp_path)
