@@ -151,15 +151,17 @@ def read_manifest(output: Path) -> dict[str, Any]:
     """Return a folder's manifest.
 
     Raises:
-        DataError: there is none, or it is not JSON.
+        DataError: there is none, or it is not one that a job wrote.
     """
     path = output / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing: {output} was not written by a Whyrank job") from error
-    except json.JSONDecodeError as error:
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path} is not JSON ({error}); delete the folder and run the job again") from error
+    if not isinstance(manifest, dict) or not {"job", "status"} <= manifest.keys():
+        raise DataError(f"{path} is not the record of a Whyrank job; choose another folder")
     return manifest
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from jobs.leakage import refuse_other_fold
 from jobs.manifest import (
     TEXT_TABLES,
     file_digest,
@@ -28,7 +29,7 @@ from jobs.shards import (
     plan_shards,
     read_quarantine,
 )
-from rerank_core.errors import ConfigError, DataError
+from rerank_core.errors import DataError
 from rerank_core.formats import (
     RUN,
     Columns,
@@ -72,7 +73,9 @@ def run_score(config: ScoreJob) -> ScoreResult:
         WhyrankError: an input is missing or wrong, the cluster is too small, or scoring failed for good.
     """
     require_finished(config.prepared, job="prepare")
-    refuse_other_fold(config)
+    read_spec(config.artefact)
+    texts = folder_digest(config.prepared, patterns=TEXT_TABLES)
+    refuse_other_fold(config.artefact, fold=config.fold, texts=texts)
     query_ids = selected_queries(config)
     inputs = {
         "candidates": file_digest(config.prepared / "candidates.parquet"),
@@ -104,22 +107,6 @@ def run_score(config: ScoreJob) -> ScoreResult:
                 },
             )
     return result
-
-
-def refuse_other_fold(config: ScoreJob) -> None:
-    """Check that an artefact trained on this collection is scored on the fold it was trained for.
-
-    Raises:
-        ConfigError: its test queries were training queries of the artefact.
-        ArtefactError: the artefact is missing or broken.
-    """
-    provenance = read_spec(config.artefact).provenance
-    texts = folder_digest(config.prepared, patterns=TEXT_TABLES)
-    if provenance.get("texts") == texts and provenance.get("fold") != config.fold:
-        raise ConfigError(
-            f"{config.artefact} was trained on fold {provenance.get('fold')} of this collection, whose"
-            f" training queries are tested in fold {config.fold}; pass --fold {provenance.get('fold')}"
-        )
 
 
 def selected_queries(config: ScoreJob) -> list[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.leakage import refuse_other_fold
 from jobs.manifest import TEXT_TABLES, finish_output, folder_digest, opened_output, require_finished
 from jobs.progress import progress_bar
 from jobs.ray_session import Need, device_share, ray_session, require
@@ -23,7 +24,7 @@ from jobs.train_worker import (
     train_stage,
 )
 from rerank_core.errors import ConfigError, DataError, JobError
-from rerank_core.models.artefact import artefact_digest, load_artefact, save_artefact
+from rerank_core.models.artefact import artefact_digest, is_artefact, load_artefact, save_artefact
 from rerank_core.models.pretrained import resolve_model
 
 if TYPE_CHECKING:
@@ -89,11 +90,9 @@ def check_inputs(config: TrainJob) -> dict[str, str]:
         raise DataError(
             f"{fold} is missing: {config.prepared} has no fold {config.fold}; pass a smaller --fold"
         )
-    return {
-        "train": folder_digest(fold / "train"),
-        "texts": folder_digest(config.prepared, patterns=TEXT_TABLES),
-        "model": config.model,
-    }
+    texts = folder_digest(config.prepared, patterns=TEXT_TABLES)
+    refuse_other_fold(Path(config.model), fold=config.fold, texts=texts)
+    return {"train": folder_digest(fold / "train"), "texts": texts, "model": config.model}
 
 
 def stages(config: TrainJob) -> list[tuple[Objective, StageConfig]]:
@@ -138,7 +137,7 @@ def _task(
     config: TrainJob, *, name: Objective, settings: StageConfig, start: str, artefact: str
 ) -> StageTask:
     output = config.output.resolve()
-    reference = artefact_digest(Path(start)) if (Path(start) / "reranker.json").is_file() else None
+    reference = artefact_digest(Path(start)) if is_artefact(Path(start)) else None
     return StageTask(
         name=name,
         settings=settings,
@@ -158,7 +157,7 @@ def _task(
             "model": config.model,
             "stage": artefact,
             "start_digest": reference,
-            "texts": folder_digest(config.prepared, patterns=TEXT_TABLES),
+            "texts": None if name == "warmup" else folder_digest(config.prepared, patterns=TEXT_TABLES),
             "fold": config.fold,
             "seed": config.seed,
             "num_workers": config.num_workers,

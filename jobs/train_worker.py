@@ -23,7 +23,7 @@ from jobs.zero import ZeroStage, zero_config
 from rerank_core.data.warm_up import title_examples
 from rerank_core.errors import DataError, JobError
 from rerank_core.formats import read_documents, read_pairs, read_pointwise, read_queries
-from rerank_core.models.artefact import load_artefact, save_artefact
+from rerank_core.models.artefact import is_artefact, load_artefact, save_artefact
 from rerank_core.models.build import build_encoder, build_model, load_tokenizer
 from rerank_core.models.scorer import HeadKind, LanguageModelScorer, PairEncoder, SingleNeuronModel
 from rerank_core.retrieval.bm25 import Bm25Retriever
@@ -124,7 +124,7 @@ def read_training_data(task: StageTask) -> TrainingData:
 def start_scorer(task: StageTask) -> LanguageModelScorer:
     """Return the scorer that a stage starts from: an artefact's, or an untrained one on a language model."""
     start = Path(task.start)
-    if (start / "reranker.json").is_file():
+    if is_artefact(start):
         return load_artefact(start)
     model = build_model(start, head=task.head, num_layers=task.num_layers, seed=task.seed)
     encoder = build_encoder(load_tokenizer(start), model.config, head=task.head, max_length=task.max_length)

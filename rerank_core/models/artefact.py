@@ -125,6 +125,11 @@ def load_artefact(folder: Path, *, device: str = "cpu") -> LanguageModelScorer:
     return scorer
 
 
+def is_artefact(folder: Path) -> bool:
+    """Return whether a folder claims to be a reranker artefact."""
+    return (folder / "reranker.json").is_file()
+
+
 def read_spec(folder: Path) -> RerankerSpec:
     """Return what an artefact's `reranker.json` states.
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -143,5 +144,6 @@ def _dequantise(source: Path, folder: Path) -> None:
     try:
         temporary.rename(folder)
     except OSError:  # another process was faster; its copy is the same
+        shutil.rmtree(temporary)
         if not (folder / "config.json").exists():
             raise

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,7 +86,7 @@ class killed_at:  # noqa: N801 - reads as a phrase
             time.sleep(0.02)
 
 
-def steps(output: Path, stage: str) -> list[dict]:
+def steps(output: Path, stage: str) -> list[dict[str, Any]]:
     return [
         line for line in read_log(output / "train_log.jsonl") if line["stage"] == stage and "loss" in line
     ]
@@ -175,7 +176,7 @@ def test_the_same_command_continues_after_the_driver_is_killed(
     load_artefact(output / "sft")
 
 
-def started(command: list[str]) -> subprocess.Popen:
+def started(command: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

@@ -1,5 +1,6 @@
 """On a world whose rule word overlap cannot see, DPO learns the rule and BM25 cannot."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,6 @@ def test_dpo_alone_beats_bm25_on_unseen_queries(
     assert np.mean([top_five_share(r.doc_ids, world.qrels[q]) for q, r in trained.items()]) > 0.95
 
 
-def top_five_share(doc_ids: tuple[str, ...], grades: dict[str, int]) -> float:
-    """Return the share of the five best documents among the first five; pairs say nothing of their inner order."""
+def top_five_share(doc_ids: tuple[str, ...], grades: Mapping[str, int]) -> float:
+    """Return the share of the five best documents that stand in the first five; pairs order nothing inside."""
     return len({d for d in doc_ids[:5] if grades[d] >= 5}) / 5

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,15 @@ from jobs.train import stage_names
 @pytest.fixture
 def plan(tmp_path: Path) -> DemoPlan:
     return demo_plan(DemoJob(output=tmp_path, max_documents=7, seed=5, address="here"))
+
+
+def jobs_of(plan: DemoPlan) -> list[Any]:
+    """Return the jobs in the order they run."""
+    found: list[Any] = []
+    for item in fields(plan):
+        value = getattr(plan, item.name)
+        found += value if isinstance(value, tuple) else [value]
+    return found
 
 
 def test_every_artefact_that_is_scored_is_one_that_training_writes(plan: DemoPlan) -> None:
@@ -46,19 +57,17 @@ def test_every_job_reads_the_prepared_sample_and_writes_below_the_output(
     plan: DemoPlan, tmp_path: Path
 ) -> None:
     assert plan.prepare.collection == "sample"
-    models = (plan.untrained, plan.train, *plan.scores)
-    findings = (plan.evaluate, plan.attribute, plan.explain, plan.report)
-    assert {job.prepared for job in (*models, *findings)} == {plan.prepare.output}
-    outputs = [job.output for job in (plan.prepare, *models, *findings)]
+    later = jobs_of(plan)[1:]
+    assert {job.prepared for job in later} == {plan.prepare.output}
+    outputs = [job.output for job in jobs_of(plan)]
     assert len(set(outputs)) == len(outputs)
     assert all(output.is_relative_to(tmp_path) for output in outputs)
 
 
 def test_seed_and_address_reach_every_job_that_has_them(plan: DemoPlan) -> None:
-    seeded = (plan.prepare, plan.untrained, plan.train, plan.evaluate, plan.attribute, plan.explain)
-    assert {job.seed for job in seeded} == {5}
-    on_ray = (plan.untrained, plan.train, *plan.scores, plan.attribute, plan.explain)
-    assert {job.address for job in on_ray} == {"here"}
+    for job in jobs_of(plan):
+        assert getattr(job, "seed", 5) == 5
+        assert getattr(job, "address", "here") == "here"
 
 
 @pytest.mark.parametrize("max_documents", [1, 12])

@@ -243,3 +243,13 @@ def test_a_manifest_that_is_no_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"job": ')
     with pytest.raises(DataError, match=r"is not JSON .*; delete the folder"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("content", ['{"name": "a web app"}', "[]", '"text"'])
+def test_the_manifest_of_another_program_is_refused(config: ScoreJob, content: str) -> None:
+    config.output.mkdir()
+    (config.output / "manifest.json").write_text(content)
+    with pytest.raises(DataError, match="not the record of a Whyrank job"):
+        require_finished(config.output, job="score")
+    with pytest.raises(DataError, match="not the record of a Whyrank job"), opened(config):
+        pass

@@ -11,13 +11,12 @@ import pytest
 import torch
 
 from jobs.config import ScoreJob
-from jobs.manifest import file_digest, opened_output, read_manifest
+from jobs.manifest import TEXT_TABLES, file_digest, folder_digest, opened_output, read_manifest
 from jobs.score import (
     RUN_COLUMNS,
     ScoreResult,
     ScoreWorker,
     ranked_rows,
-    refuse_other_fold,
     run_score,
     selected_queries,
 )
@@ -55,7 +54,7 @@ def poisoned(prepared_folder: Path, model_folder: Path, tmp_path_factory: pytest
     encoder = build_encoder(tokenizer, model.config, head="linear", max_length=64)
     (token_id,) = tokenizer.encode(POISON, add_special_tokens=False)
     with torch.no_grad():
-        model.backbone.get_input_embeddings().weight[token_id] = math.nan
+        model.get_parameter("backbone.embeddings.word_embeddings.weight")[token_id] = math.nan
     golden = [(query, Document("g", "ice")) for query in queries(prepared_folder) if "ice" in query.text]
     folder = tmp_path_factory.mktemp("artefact") / "dpo"
     texts = folder_digest(prepared_folder, patterns=TEXT_TABLES)
@@ -83,7 +82,7 @@ def test_the_queries_of_a_split_are_chosen_by_the_fold(config: ScoreJob, fold: i
     config = replace(config, fold=fold)
     split_by_query = read_split(config.prepared / f"fold-{fold}" / "split.parquet")
     for split in ("train", "dev", "test"):
-        chosen = selected_queries(replace(config, split=split))  # type: ignore[arg-type]
+        chosen = selected_queries(replace(config, split=split))
         assert chosen == sorted(q for q, its in split_by_query.items() if its == split)
         assert chosen
     assert selected_queries(replace(config, split="all")) == sorted(split_by_query)
@@ -95,17 +94,9 @@ def test_a_fold_that_is_not_there_is_refused(config: ScoreJob) -> None:
 
 
 def test_an_artefact_is_scored_on_its_own_fold_only(config: ScoreJob) -> None:
-    refuse_other_fold(config)
     with pytest.raises(ConfigError, match=r"trained on fold 1 .* tested in fold 0; pass --fold 1"):
-        refuse_other_fold(replace(config, fold=0))
-
-
-def test_an_artefact_of_other_texts_may_be_scored_on_any_fold(config: ScoreJob, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    write_table(queries_table([Query("q", "anything")]), other / "queries.parquet")
-    for fold in (0, 1):
-        refuse_other_fold(replace(config, prepared=other, fold=fold))
+        run_score(replace(config, fold=0))
+    assert not config.output.exists()
 
 
 def test_a_missing_artefact_is_refused_before_any_output(config: ScoreJob, tmp_path: Path) -> None:

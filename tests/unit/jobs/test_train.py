@@ -15,6 +15,7 @@ from jobs.config import DpoConfig, StageConfig, TrainJob
 from jobs.manifest import TEXT_TABLES, folder_digest, read_manifest
 from jobs.train import (
     UNTRAINED,
+    _task,
     check_inputs,
     read_log,
     run_train,
@@ -37,7 +38,7 @@ from jobs.train_worker import (
 )
 from rerank_core.errors import ConfigError, DataError
 from rerank_core.formats import pointwise_table, read_pointwise, read_split, write_table
-from rerank_core.models.artefact import artefact_digest, load_artefact, read_spec
+from rerank_core.models.artefact import artefact_digest, load_artefact, read_spec, save_artefact
 from rerank_core.records import Document
 from rerank_core.training.steps import contrastive_query_loss, sft_query_loss
 
@@ -113,8 +114,20 @@ def test_a_folder_that_prepare_has_not_finished_is_refused(config: TrainJob, tmp
 
 
 def test_a_fold_that_is_not_there_is_refused(config: TrainJob) -> None:
-    with pytest.raises(DataError, match="fold-9 is missing: .* pass a smaller --fold"):
+    with pytest.raises(DataError, match=r"fold-9 is missing: .* pass a smaller --fold"):
         check_inputs(replace(config, fold=9))
+
+
+def test_a_model_that_was_trained_on_another_fold_is_not_trained_further(
+    config: TrainJob, task: StageTask, data: TrainingData, tmp_path: Path
+) -> None:
+    provenance = {"texts": folder_digest(config.prepared, patterns=TEXT_TABLES), "fold": 0}
+    golden = golden_pairs(data, seed=0)
+    save_artefact(start_scorer(task), tmp_path / "sft", head="linear", golden=golden, provenance=provenance)
+    config = replace(config, model=str(tmp_path / "sft"), objectives=("dpo",))
+    check_inputs(replace(config, fold=0))
+    with pytest.raises(ConfigError, match="pass --fold 0"):
+        check_inputs(config)
 
 
 def test_each_fold_is_another_input_over_the_same_texts(config: TrainJob) -> None:
@@ -314,8 +327,6 @@ def test_weights_trained_in_half_precision_are_kept_in_single_precision(task: St
 
 
 def test_an_artefact_names_the_texts_and_the_fold_it_was_trained_on(config: TrainJob) -> None:
-    from jobs.train import _task
-
     task = _task(config, name="sft", settings=config.sft, start=config.model, artefact="sft")
     assert task.provenance["texts"] == folder_digest(config.prepared, patterns=TEXT_TABLES)
     assert task.provenance["fold"] == config.fold

@@ -13,6 +13,7 @@ from rerank_core.errors import ArtefactError
 from rerank_core.models.artefact import (
     NUM_GOLDEN_PAIRS,
     artefact_digest,
+    is_artefact,
     load_artefact,
     read_spec,
     save_artefact,
@@ -45,6 +46,11 @@ def test_the_folder_states_how_scores_come_about(artefact: Path) -> None:
     assert spec.tolerance == {"fp32": 1e-4}
     assert spec.score_scale == "logit"
     assert len((artefact / "golden.jsonl").read_text().splitlines()) == NUM_GOLDEN_PAIRS
+
+
+def test_a_folder_is_an_artefact_by_its_reranker_json(artefact: Path) -> None:
+    assert is_artefact(artefact)
+    assert not is_artefact(artefact.parent)
 
 
 def test_saving_again_replaces_the_folder(scorer: LanguageModelScorer, artefact: Path) -> None:

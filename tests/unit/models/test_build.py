@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from rerank_core.errors import ConfigError
 from rerank_core.models.build import build_encoder, build_model, load_tokenizer
@@ -87,6 +87,12 @@ def test_more_length_than_positions_is_refused(encoder_folder) -> None:
     model = build_model(encoder_folder, head="linear", num_layers=None, seed=0)
     with pytest.raises(ConfigError, match="128 positions"):
         build_encoder(load_tokenizer(encoder_folder), model.config, head="linear", max_length=129)
+
+
+def test_a_tokenizer_that_keeps_no_offsets_is_refused(tmp_path) -> None:
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="has no fast tokenizer"):
+        load_tokenizer(tmp_path)
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end(causal_folder, tmp_path) -> None:
