@@ -110,5 +110,5 @@ def test_dpo_alone_beats_bm25_on_unseen_queries(
 
 
 def top_five_share(doc_ids: tuple[str, ...], grades: Mapping[str, int]) -> float:
-    """Return the share of the five best documents that stand in the first five; pairs order nothing inside."""
+    """Return the share of the five best documents among the first five; pairs order nothing inside."""
     return len({d for d in doc_ids[:5] if grades[d] >= 5}) / 5
