@@ -99,7 +99,7 @@ def _claim(output: Path, *, job: str, config: DataclassInstance, inputs: Mapping
     }
     if path.exists():
         manifest = read_manifest(output)
-        _refuse_other(output, manifest, job=job, digests=digests)
+        _refuse_other(output, manifest, job=job, config=config, digests=digests)
         return "finished" if manifest["status"] == "finished" else "resumed"
     own = {".lock", _temporary(path).name}  # a kill may have left the manifest half written
     foreign = [p.name for p in output.iterdir() if p.name not in own]
@@ -123,17 +123,30 @@ def _claim(output: Path, *, job: str, config: DataclassInstance, inputs: Mapping
     return "new"
 
 
-def _refuse_other(output: Path, manifest: Mapping[str, Any], *, job: str, digests: Mapping[str, str]) -> None:
+def _refuse_other(
+    output: Path,
+    manifest: Mapping[str, Any],
+    *,
+    job: str,
+    config: DataclassInstance,
+    digests: Mapping[str, str],
+) -> None:
     if manifest["job"] != job:
         raise OutputConflictError(f"{output} belongs to the job {manifest['job']!r}; choose another --output")
     changed = sorted(
         k for k in {*digests, *manifest["digests"]} if digests.get(k) != manifest["digests"].get(k)
     )
     if changed:
+        names = changed if changed != ["config"] else _changed_settings(manifest.get("config", {}), config)
         raise OutputConflictError(
-            f"{output} was made with another {', '.join(changed)};"
-            " choose another --output or delete the folder"
+            f"{output} was made with another {', '.join(names)}; choose another --output or delete the folder"
         )
+
+
+def _changed_settings(old: Mapping[str, Any], config: DataclassInstance) -> list[str]:
+    """Return the names of the decisive settings that differ from those a manifest recorded."""
+    new = json.loads(json.dumps(_decisive(config), default=str))
+    return [f"setting {name}" for name, value in new.items() if old.get(name) != value]
 
 
 def finish_output(output: Path, *, results: Mapping[str, Any]) -> None:
@@ -171,6 +184,8 @@ def require_finished(output: Path, *, job: str) -> dict[str, Any]:
     Raises:
         DataError: the folder is missing, of another job, or unfinished; names the command that mends it.
     """
+    if not (output / MANIFEST).is_file():
+        raise DataError(f"{output / MANIFEST} is missing: run `whyrank {job} --output {output}` first")
     manifest = read_manifest(output)
     if manifest["job"] != job:
         raise DataError(

@@ -60,6 +60,8 @@ def plan_shards(output: Path, keys: Sequence[Key], *, size: int) -> list[Shard]:
     shards = [
         Shard(n, tuple(keys[start : start + size])) for n, start in enumerate(range(0, len(keys), size))
     ]
+    for leftover in output.rglob(".*.parquet.*.tmp"):  # of an attempt that was killed
+        leftover.unlink(missing_ok=True)
     plan = {"shards": [[list(key) for key in shard.keys] for shard in shards]}
     path = output / "plan.json"
     if not path.exists():
@@ -100,9 +102,9 @@ def commit_shard(
     """
     found = set(zip(*(table.column(name).to_pylist() for name in key_columns), strict=True))
     failed = {row.key for row in quarantined}
-    if (found | failed) != set(shard.keys):
-        odd = sorted((found | failed) ^ set(shard.keys))[:3]
-        raise JobError(f"shard {shard.index} of {output} does not match its plan, for example {odd}")
+    odd = ((found | failed) ^ set(shard.keys)) | (found & failed)
+    if odd:
+        raise JobError(f"shard {shard.index} of {output} does not match its plan, for example {min(odd)}")
     for path in (_quarantine_path(output, shard.index), shard_path(output, shard.index)):
         path.parent.mkdir(parents=True, exist_ok=True)
     rows = [{"key": list(row.key), "reason": row.reason} for row in quarantined]

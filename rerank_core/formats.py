@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -346,7 +347,8 @@ def _require_file(path: Path) -> None:
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
+    # A name of its own for each attempt: two live attempts at one file must not write into each other's.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     write(temporary)
     with temporary.open("rb") as stream:
         os.fsync(stream.fileno())

@@ -140,7 +140,7 @@ def test_other_settings_and_other_inputs_are_refused_by_name(config: ScoreJob) -
     with opened(config):
         pass
     with (
-        pytest.raises(OutputConflictError, match="made with another config; choose"),
+        pytest.raises(OutputConflictError, match="made with another setting fold; choose"),
         opened(replace(config, fold=1)),
     ):
         pass
@@ -225,7 +225,7 @@ def circular() -> dict[str, object]:
 
 
 def test_an_input_folder_must_be_there_of_the_right_job_and_finished(config: ScoreJob) -> None:
-    with pytest.raises(DataError, match=r"manifest\.json is missing: .* was not written by a Whyrank job"):
+    with pytest.raises(DataError, match=r"manifest\.json is missing: run `whyrank score --output .*` first"):
         require_finished(config.output, job="score")
     with opened(config):
         pass

@@ -130,9 +130,12 @@ def test_a_half_written_file_is_not_taken_for_a_shard(tmp_path: Path) -> None:
     shards = plan_shards(tmp_path, KEYS[:2], size=1)
     commit(tmp_path, shards[0], [("q1", 1.0)])
     whole = shard_path(tmp_path, 0).read_bytes()
-    shard_path(tmp_path, 1).with_name(".shard-00001.parquet.tmp").write_bytes(whole[: len(whole) // 2])
+    shard_path(tmp_path, 1).with_name(".shard-00001.parquet.0a1b2c3d.tmp").write_bytes(
+        whole[: len(whole) // 2]
+    )
     assert pending_shards(tmp_path, shards) == [shards[1]]
     assert committed(tmp_path) == [("q1", 1.0)]
+    assert plan_shards(tmp_path, KEYS[:2], size=1) == shards  # the same command again
     commit(tmp_path, shards[1], [("q2", 2.0)])
     assert committed(tmp_path) == [("q1", 1.0), ("q2", 2.0)]
     assert not list(tmp_path.rglob("*.tmp"))
@@ -191,6 +194,7 @@ def test_a_kill_at_any_moment_of_a_commit_leaves_all_of_a_shard_or_nothing(
         if is_whole:
             assert committed(output) == [("q1", 1.0)], moment
             assert read_quarantine(output) == [Quarantined(("q2",), "q2 failed")], moment
+        assert plan_shards(output, KEYS[:2], size=2) == [shard]  # the same command again
         commit(output, shard, [("q1", 1.0)], "q2")
         assert pending_shards(output, [shard]) == []
         assert committed(output) == [("q1", 1.0)]
@@ -229,3 +233,9 @@ def test_the_root_cause_is_the_first_exception_of_a_chain() -> None:
         fail()
     assert root_cause(caught.value) == "DataError: corpus.parquet is gone"
     assert root_cause(ValueError()) == "ValueError: no message"
+
+
+def test_a_key_cannot_be_both_computed_and_quarantined(tmp_path: Path) -> None:
+    (shard,) = plan_shards(tmp_path, KEYS[:1], size=1)
+    with pytest.raises(JobError, match="does not match its plan"):
+        commit(tmp_path, shard, [("q1", 1.0)], "q1")
