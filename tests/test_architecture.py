@@ -142,7 +142,7 @@ def readme_tree() -> dict[str, str]:
     """Return the paths of README's fenced tree with what is said of each."""
     path = ROOT / "README.md"
     assert path.exists(), "README.md is missing; it must show the tree of the packages in a fenced block"
-    blocks = re.findall(r"^```(?:text)?\n(.*?)^```$", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", path.read_text(encoding="utf-8"), flags=re.M | re.S)
     trees = [block for block in blocks if re.search(r"^rerank_core/", block, flags=re.M)]
     assert len(trees) == 1, (
         f"README.md must hold one fenced tree with a line that starts with rerank_core/, not {len(trees)}"
