@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from jobs.leakage import refuse_other_fold
+from jobs.leakage import judged, refuse_other_split
 from jobs.manifest import (
-    TEXT_TABLES,
     file_digest,
     finish_output,
-    folder_digest,
     opened_output,
     require_finished,
 )
@@ -74,8 +72,7 @@ def run_score(config: ScoreJob) -> ScoreResult:
     """
     require_finished(config.prepared, job="prepare")
     read_spec(config.artefact)
-    texts = folder_digest(config.prepared, patterns=TEXT_TABLES)
-    refuse_other_fold(config.artefact, fold=config.fold, texts=texts)
+    refuse_other_split(config.artefact, judged(config.prepared, fold=config.fold))
     query_ids = selected_queries(config)
     inputs = {
         "candidates": file_digest(config.prepared / "candidates.parquet"),

@@ -7,12 +7,13 @@ import logging
 import shutil
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.leakage import refuse_other_fold
-from jobs.manifest import TEXT_TABLES, finish_output, folder_digest, opened_output, require_finished
+from jobs.leakage import judged, learnt_from, refuse_other_split
+from jobs.manifest import finish_output, folder_digest, opened_output, require_finished
 from jobs.progress import progress_bar
 from jobs.ray_session import Need, device_share, ray_session, require
 from jobs.shards import root_cause
@@ -23,7 +24,7 @@ from jobs.train_worker import (
     start_scorer,
     train_stage,
 )
-from rerank_core.errors import ConfigError, DataError, JobError
+from rerank_core.errors import ConfigError, JobError
 from rerank_core.models.artefact import artefact_digest, is_artefact, load_artefact, save_artefact
 from rerank_core.models.pretrained import resolve_model
 
@@ -53,8 +54,8 @@ def run_train(config: TrainJob) -> TrainResult:
     Raises:
         WhyrankError: an input is missing or wrong, the cluster is too small, or training failed for good.
     """
-    inputs = check_inputs(config)
     model_folder = resolve_model(config.model)
+    inputs = check_inputs(config, model_folder)
     with opened_output(config.output, job="train", config=config, inputs=inputs) as state:
         names = stage_names(config)
         if state == "finished":
@@ -71,11 +72,11 @@ def run_train(config: TrainJob) -> TrainResult:
     return TrainResult(artefacts)
 
 
-def check_inputs(config: TrainJob) -> dict[str, str]:
-    """Return the digests of what training reads: the texts, and the training rows of one fold.
+def check_inputs(config: TrainJob, model_folder: Path) -> dict[str, str]:
+    """Return the digests of what training reads: the model, the texts, and the training rows of one fold.
 
     Raises:
-        ConfigError: the steps cannot be divided among the workers.
+        ConfigError: the steps cannot be divided among the workers, or the model learnt from another split.
         DataError: the prepared folder is unfinished or lacks the fold.
     """
     for name, stage in stages(config):
@@ -85,14 +86,10 @@ def check_inputs(config: TrainJob) -> dict[str, str]:
                 " workers; change it or --num-workers"
             )
     require_finished(config.prepared, job="prepare")
-    fold = config.prepared / f"fold-{config.fold}"
-    if not (fold / "train" / "pointwise.parquet").is_file():
-        raise DataError(
-            f"{fold} is missing: {config.prepared} has no fold {config.fold}; pass a smaller --fold"
-        )
-    texts = folder_digest(config.prepared, patterns=TEXT_TABLES)
-    refuse_other_fold(Path(config.model), fold=config.fold, texts=texts)
-    return {"train": folder_digest(fold / "train"), "texts": texts, "model": config.model}
+    here = judged(config.prepared, fold=config.fold)
+    refuse_other_split(model_folder, here)
+    rows = folder_digest(config.prepared / f"fold-{config.fold}" / "train")
+    return {"train": rows, "texts": here.texts, "model": artefact_digest(model_folder)}
 
 
 def stages(config: TrainJob) -> list[tuple[Objective, StageConfig]]:
@@ -115,7 +112,7 @@ def write_untrained(config: TrainJob, model_folder: Path) -> None:
         config.output / UNTRAINED,
         head=config.head,
         golden=golden_pairs(data, seed=config.seed),
-        provenance={"model": config.model, "stage": UNTRAINED, "seed": config.seed},
+        provenance=task.provenance,
     )
 
 
@@ -138,6 +135,9 @@ def _task(
 ) -> StageTask:
     output = config.output.resolve()
     reference = artefact_digest(Path(start)) if is_artefact(Path(start)) else None
+    lineage = {*learnt_from(Path(start))}
+    if name != "warmup" and artefact != UNTRAINED:
+        lineage.add(judged(config.prepared, fold=config.fold))
     return StageTask(
         name=name,
         settings=settings,
@@ -157,7 +157,7 @@ def _task(
             "model": config.model,
             "stage": artefact,
             "start_digest": reference,
-            "texts": None if name == "warmup" else folder_digest(config.prepared, patterns=TEXT_TABLES),
+            "judged": sorted((asdict(one) for one in lineage), key=itemgetter("texts", "split")),
             "fold": config.fold,
             "seed": config.seed,
             "num_workers": config.num_workers,

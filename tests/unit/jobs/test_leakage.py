@@ -1,4 +1,4 @@
-"""An artefact is used with the fold that it was trained on, wherever that can be told."""
+"""An artefact is used with the split that it was trained on, wherever that can be told."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from jobs.leakage import refuse_other_fold
-from rerank_core.errors import ArtefactError, ConfigError
+from jobs.config import PrepareJob
+from jobs.leakage import Judged, judged, refuse_other_split
+from jobs.prepare import run_prepare
+from rerank_core.errors import ArtefactError, ConfigError, DataError
 from rerank_core.models.artefact import RerankerSpec
 
 if TYPE_CHECKING:
@@ -29,32 +31,55 @@ def artefact(folder: Path, **provenance: object) -> Path:
     return folder
 
 
-def test_the_queries_of_its_own_fold_may_be_tested(tmp_path: Path) -> None:
-    refuse_other_fold(artefact(tmp_path, texts="t", fold=2), fold=2, texts="t")
+HERE = Judged(texts="t", split="s2")
 
 
-def test_the_queries_of_another_fold_may_not(tmp_path: Path) -> None:
-    model = artefact(tmp_path, texts="t", fold=2)
-    with pytest.raises(ConfigError, match=r"trained on fold 2 .* tested in fold 0; pass --fold 2"):
-        refuse_other_fold(model, fold=0, texts="t")
+def learnt(*found: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"texts": texts, "split": split} for texts, split in found]
 
 
-def test_an_artefact_of_another_collection_may_meet_any_fold(tmp_path: Path) -> None:
-    refuse_other_fold(artefact(tmp_path, texts="other", fold=2), fold=0, texts="t")
+def test_the_queries_of_its_own_split_may_be_tested(tmp_path: Path) -> None:
+    refuse_other_split(artefact(tmp_path, judged=learnt(("t", "s2"))), HERE)
 
 
-@pytest.mark.parametrize("provenance", [{}, {"texts": None, "fold": 2}])
-def test_an_artefact_that_has_seen_no_judgement_may_meet_any_fold(
-    tmp_path: Path, provenance: dict[str, object]
-) -> None:
-    refuse_other_fold(artefact(tmp_path, **provenance), fold=0, texts="t")
+def test_the_queries_of_another_split_may_not(tmp_path: Path) -> None:
+    model = artefact(tmp_path, judged=learnt(("t", "s0")), fold=0)
+    with pytest.raises(ConfigError, match=r"another split of this collection \(fold 0\)"):
+        refuse_other_split(model, HERE)
 
 
-def test_a_pretrained_model_may_meet_any_fold(tmp_path: Path) -> None:
-    refuse_other_fold(tmp_path, fold=0, texts="t")
+def test_what_an_earlier_stage_learnt_counts_too(tmp_path: Path) -> None:
+    model = artefact(tmp_path, judged=learnt(("other", "s1"), ("t", "s0")))
+    with pytest.raises(ConfigError, match="another split"):
+        refuse_other_split(model, HERE)
+
+
+def test_an_artefact_of_another_collection_may_meet_any_split(tmp_path: Path) -> None:
+    refuse_other_split(artefact(tmp_path, judged=learnt(("other", "s0"))), HERE)
+
+
+def test_an_artefact_that_has_seen_no_judgement_may_meet_any_split(tmp_path: Path) -> None:
+    refuse_other_split(artefact(tmp_path, judged=[]), HERE)
+
+
+def test_a_pretrained_model_may_meet_any_split(tmp_path: Path) -> None:
+    refuse_other_split(tmp_path, HERE)
 
 
 def test_an_artefact_that_does_not_say_what_it_was_trained_on_is_refused(tmp_path: Path) -> None:
     (tmp_path / "reranker.json").write_text("{")
     with pytest.raises(ArtefactError, match="broken"):
-        refuse_other_fold(tmp_path, fold=0, texts="t")
+        refuse_other_split(tmp_path, HERE)
+
+
+def test_another_seed_of_the_split_is_another_split_of_the_same_texts(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        run_prepare(PrepareJob(output=tmp_path / str(seed), seed=seed))
+    first, second = (judged(tmp_path / str(seed), fold=0) for seed in (0, 1))
+    assert first.texts == second.texts
+    assert first.split != second.split
+
+
+def test_a_fold_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no fold 7"):
+        judged(tmp_path, fold=7)

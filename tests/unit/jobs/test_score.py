@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from jobs.config import ScoreJob
-from jobs.manifest import TEXT_TABLES, file_digest, folder_digest, opened_output, read_manifest
+from jobs.leakage import judged
+from jobs.manifest import file_digest, opened_output, read_manifest
 from jobs.score import (
     RUN_COLUMNS,
     ScoreResult,
@@ -57,9 +58,9 @@ def poisoned(prepared_folder: Path, model_folder: Path, tmp_path_factory: pytest
         model.get_parameter("backbone.embeddings.word_embeddings.weight")[token_id] = math.nan
     golden = [(query, Document("g", "ice")) for query in queries(prepared_folder) if "ice" in query.text]
     folder = tmp_path_factory.mktemp("artefact") / "dpo"
-    texts = folder_digest(prepared_folder, patterns=TEXT_TABLES)
     scorer = LanguageModelScorer(model, encoder, digest="")
-    save_artefact(scorer, folder, head="linear", golden=golden, provenance={"texts": texts, "fold": 1})
+    provenance = {"judged": [asdict(judged(prepared_folder, fold=1))], "fold": 1}
+    save_artefact(scorer, folder, head="linear", golden=golden, provenance=provenance)
     return folder
 
 
@@ -94,7 +95,7 @@ def test_a_fold_that_is_not_there_is_refused(config: ScoreJob) -> None:
 
 
 def test_an_artefact_is_scored_on_its_own_fold_only(config: ScoreJob) -> None:
-    with pytest.raises(ConfigError, match=r"trained on fold 1 .* tested in fold 0; pass --fold 1"):
+    with pytest.raises(ConfigError, match=r"another split of this collection \(fold 1\)"):
         run_score(replace(config, fold=0))
     assert not config.output.exists()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ import torch
 import torch.distributed
 
 from jobs.config import DpoConfig, StageConfig, TrainJob
-from jobs.manifest import TEXT_TABLES, folder_digest, read_manifest
+from jobs.leakage import judged
+from jobs.manifest import read_manifest
 from jobs.train import (
     UNTRAINED,
     _task,
@@ -39,6 +40,7 @@ from jobs.train_worker import (
 from rerank_core.errors import ConfigError, DataError
 from rerank_core.formats import pointwise_table, read_pointwise, read_split, write_table
 from rerank_core.models.artefact import artefact_digest, load_artefact, read_spec, save_artefact
+from rerank_core.models.pretrained import resolve_model
 from rerank_core.records import Document
 from rerank_core.training.steps import contrastive_query_loss, sft_query_loss
 
@@ -82,6 +84,10 @@ def task(config: TrainJob, tmp_path: Path) -> StageTask:
     )
 
 
+def checked(config: TrainJob) -> dict[str, str]:
+    return check_inputs(config, resolve_model(config.model))
+
+
 @pytest.fixture
 def data(task: StageTask) -> TrainingData:
     return read_training_data(task)
@@ -103,35 +109,35 @@ def test_without_objectives_the_only_artefact_is_the_untrained_one(config: Train
 
 def test_steps_that_cannot_be_divided_among_the_workers_are_refused(config: TrainJob) -> None:
     config = replace(config, objectives=("sft", "dpo"), dpo=DpoConfig(queries_per_step=6))
-    check_inputs(replace(config, num_workers=2))
+    checked(replace(config, num_workers=2))
     with pytest.raises(ConfigError, match=r"dpo\.queries_per_step 6 is no multiple of 4 workers; change it"):
-        check_inputs(replace(config, num_workers=4))
+        checked(replace(config, num_workers=4))
 
 
 def test_a_folder_that_prepare_has_not_finished_is_refused(config: TrainJob, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="was not written by a Whyrank job"):
-        check_inputs(replace(config, prepared=tmp_path))
+    with pytest.raises(DataError, match=r"run `whyrank prepare --output .*` first"):
+        checked(replace(config, prepared=tmp_path))
 
 
 def test_a_fold_that_is_not_there_is_refused(config: TrainJob) -> None:
-    with pytest.raises(DataError, match=r"fold-9 is missing: .* pass a smaller --fold"):
-        check_inputs(replace(config, fold=9))
+    with pytest.raises(DataError, match=r"fold-9/split\.parquet is missing: .* pass a smaller --fold"):
+        checked(replace(config, fold=9))
 
 
 def test_a_model_that_was_trained_on_another_fold_is_not_trained_further(
     config: TrainJob, task: StageTask, data: TrainingData, tmp_path: Path
 ) -> None:
-    provenance = {"texts": folder_digest(config.prepared, patterns=TEXT_TABLES), "fold": 0}
+    provenance = {"judged": [asdict(judged(config.prepared, fold=0))], "fold": 0}
     golden = golden_pairs(data, seed=0)
     save_artefact(start_scorer(task), tmp_path / "sft", head="linear", golden=golden, provenance=provenance)
     config = replace(config, model=str(tmp_path / "sft"), objectives=("dpo",))
-    check_inputs(replace(config, fold=0))
-    with pytest.raises(ConfigError, match="pass --fold 0"):
-        check_inputs(config)
+    checked(replace(config, fold=0))
+    with pytest.raises(ConfigError, match=r"another split of this collection \(fold 0\)"):
+        checked(config)
 
 
 def test_each_fold_is_another_input_over_the_same_texts(config: TrainJob) -> None:
-    first, second = check_inputs(config), check_inputs(replace(config, fold=0))
+    first, second = checked(config), checked(replace(config, fold=0))
     assert first["train"] != second["train"]
     assert first["texts"] == second["texts"]
 
@@ -326,7 +332,23 @@ def test_weights_trained_in_half_precision_are_kept_in_single_precision(task: St
     assert {weight.dtype for weight in trained.model.parameters()} == {torch.float32}
 
 
-def test_an_artefact_names_the_texts_and_the_fold_it_was_trained_on(config: TrainJob) -> None:
+def test_an_artefact_names_the_judgements_it_has_learnt_from(config: TrainJob) -> None:
     task = _task(config, name="sft", settings=config.sft, start=config.model, artefact="sft")
-    assert task.provenance["texts"] == folder_digest(config.prepared, patterns=TEXT_TABLES)
+    assert task.provenance["judged"] == [asdict(judged(config.prepared, fold=config.fold))]
     assert task.provenance["fold"] == config.fold
+
+
+def test_a_warm_up_adds_no_judgement_but_keeps_those_of_its_start(
+    config: TrainJob, task: StageTask, data: TrainingData, tmp_path: Path
+) -> None:
+    known = [{"texts": "other", "split": "s"}]
+    save_artefact(
+        start_scorer(task),
+        tmp_path / "start",
+        head="linear",
+        golden=golden_pairs(data, seed=0),
+        provenance={"judged": known},
+    )
+    for start, learnt in ((config.model, []), (str(tmp_path / "start"), known)):
+        warmed = _task(config, name="warmup", settings=config.warmup, start=start, artefact="warmup")
+        assert warmed.provenance["judged"] == learnt
