@@ -146,8 +146,8 @@ class TrainJob:
     """Rank of LoRA adapters on all linear layers; 0 trains all weights."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO stage; 0 is plain data parallelism under DeepSpeed."""
-    num_workers: int = field(default=2, metadata=PLACE)
-    """Ray Train workers, each with one GPU where there are GPUs, else one CPU."""
+    num_workers: int = 2
+    """Ray Train workers, each with a GPU where there are GPUs, else a CPU; a resumed job keeps the number."""
     max_failures: int = field(default=3, metadata=PLACE)
     """How often a failed worker group is restarted from its last checkpoint."""
     seed: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 
@@ -22,7 +22,7 @@ from jobs.config import (
 from jobs.evaluate import run_evaluate
 from jobs.explain import run_explain
 from jobs.prepare import run_prepare
-from jobs.ray_session import ray_session
+from jobs.ray_session import num_gpus, ray_session
 from jobs.recipes import minilm_cpu
 from jobs.report import ReportResult, run_report
 from jobs.score import run_score
@@ -52,9 +52,9 @@ class DemoPlan:
 
 def run_demo(config: DemoJob) -> ReportResult:
     """Run what is not finished yet, and say where the report is and what it tells."""
-    plan = demo_plan(config)
     started = time.monotonic()
     with ray_session(config.address):
+        plan = demo_plan(config, num_workers=min(NUM_ACTORS, num_gpus()) or NUM_ACTORS)
         run_prepare(plan.prepare)
         run_train(plan.untrained)
         run_train(plan.train)
@@ -71,10 +71,15 @@ def run_demo(config: DemoJob) -> ReportResult:
     return report
 
 
-def demo_plan(config: DemoJob) -> DemoPlan:
+def demo_plan(config: DemoJob, *, num_workers: int) -> DemoPlan:
     """Return the jobs of the demo: one fold of the sample is ranked, its best documents are explained."""
     root, prepared = config.output, config.output / "prepared"
-    train = minilm_cpu(prepared=prepared, output=root / "train", seed=config.seed, address=config.address)
+    recipe = replace(
+        minilm_cpu(prepared, root / "train"),
+        seed=config.seed,
+        num_workers=num_workers,
+        address=config.address,
+    )
     artefacts = {
         UNTRAINED: root / UNTRAINED / UNTRAINED,
         "sft": root / "train" / "sft",
@@ -87,14 +92,8 @@ def demo_plan(config: DemoJob) -> DemoPlan:
     )
     return DemoPlan(
         prepare=PrepareJob(output=prepared, seed=config.seed),
-        untrained=minilm_cpu(
-            prepared=prepared,
-            output=root / UNTRAINED,
-            seed=config.seed,
-            address=config.address,
-            objectives=(),
-        ),
-        train=train,
+        untrained=replace(recipe, output=root / UNTRAINED, objectives=()),
+        train=recipe,
         scores=scores,
         evaluate=EvaluateJob(
             prepared=prepared,

@@ -31,6 +31,7 @@ FREQUENCY_PENALTY = 1.0
 """Keeps a small model from going round in circles; counts only what the text itself repeats."""
 
 
+NO_PROGRESS_TIMEOUT_S = 600.0
 MAX_REASON_CHARS = 300
 
 _RAISED = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception)): ", re.MULTILINE)
@@ -102,7 +103,7 @@ def _pipeline(requests: Sequence[Request], engine: EngineConfig, *, on_gpu: bool
     import ray.data
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    configure_ray_data()
+    configure_ray_data(no_progress_timeout_s=NO_PROGRESS_TIMEOUT_S)
     processor = build_processor(
         vLLMEngineProcessorConfig(
             model_source=str(engine.model),

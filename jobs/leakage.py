@@ -53,5 +53,5 @@ def refuse_other_split(model: Path, here: Judged) -> None:
             fold = read_spec(model).provenance.get("fold")
             raise ConfigError(
                 f"{model} was trained on another split of this collection (fold {fold}), whose training"
-                " queries may be tested in this one; pass the prepared folder and the --fold that it was trained on"
+                " queries may be tested in this one; pass the prepared folder and --fold it was trained on"
             )

@@ -52,11 +52,22 @@ def ray_session(address: str | None) -> Iterator[None]:
             log_to_driver=False,
         )
     else:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        _connect(address)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, ValueError) as error:
+        raise ResourceError(
+            f"no Ray cluster answers at {address!r} ({str(error).splitlines()[0]}); check --address"
+        ) from error
 
 
 def require(need: Need) -> None:
@@ -94,11 +105,15 @@ class DeviceShare:
 
 
 def device_share(num_workers: int) -> DeviceShare:
-    """Return an actor's share: one distinct GPU each where the cluster has enough, else one CPU."""
+    """Return an actor's share: a GPU, a part of one where there are fewer GPUs than actors, else a CPU."""
+    return DeviceShare(cpus=1.0, gpus=min(1.0, num_gpus() / num_workers))
+
+
+def num_gpus() -> int:
+    """Return the number of GPUs of the connected cluster."""
     import ray
 
-    gpus = 1.0 if ray.cluster_resources().get("GPU", 0.0) >= num_workers else 0.0
-    return DeviceShare(cpus=1.0, gpus=gpus)
+    return int(ray.cluster_resources().get("GPU", 0))
 
 
 def device_here() -> str:

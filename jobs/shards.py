@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 QUARANTINE_SCHEMA = pa.schema([("key", pa.list_(pa.string())), ("reason", pa.string())])
-NO_PROGRESS_TIMEOUT_S = 600.0
+NO_PROGRESS_TIMEOUT_S = 4 * 3600.0
+"""Ray Data sees progress only when a shard ends: longer than a large shard takes on a slow machine."""
 MAX_RESTARTS = 3
 
 Key = tuple[str, ...]
@@ -138,13 +139,13 @@ def run_shards(shards: Sequence[Shard], pool: ActorPool) -> Iterator[tuple[int, 
     """Compute shards on a pool of Ray Data actors; yield (shard index, rows) as each is committed.
 
     Raises:
-        JobError: a worker failed for good, or nothing progressed for ten minutes.
+        JobError: a worker failed for good, or no shard ended for four hours.
     """
     import ray.data
     from ray.data.exceptions import ExecutionTimeoutError
     from ray.exceptions import RayError
 
-    configure_ray_data()
+    configure_ray_data(no_progress_timeout_s=NO_PROGRESS_TIMEOUT_S)
     items = [{"index": shard.index, "keys": json.dumps(shard.keys)} for shard in shards]
     actors = ray.data.ActorPoolStrategy(
         size=min(pool.num_workers, len(items)), max_tasks_in_flight_per_actor=1
@@ -172,14 +173,14 @@ def run_shards(shards: Sequence[Shard], pool: ActorPool) -> Iterator[tuple[int, 
         ) from error
 
 
-def configure_ray_data() -> None:
-    """Leave progress to our own bar, and end an execution that stands still."""
+def configure_ray_data(*, no_progress_timeout_s: float) -> None:
+    """Leave progress to our own bar, and end an execution that stands still for so long."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+    context.execution_no_progress_timeout_s = no_progress_timeout_s
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.leakage import judged, learnt_from, refuse_other_split
 from jobs.manifest import finish_output, folder_digest, opened_output, require_finished
 from jobs.progress import progress_bar
-from jobs.ray_session import Need, device_share, ray_session, require
+from jobs.ray_session import Need, num_gpus, ray_session, require
 from jobs.shards import root_cause
 from jobs.train_worker import (
     StageTask,
@@ -24,8 +24,9 @@ from jobs.train_worker import (
     start_scorer,
     train_stage,
 )
-from rerank_core.errors import ConfigError, JobError
-from rerank_core.models.artefact import artefact_digest, is_artefact, load_artefact, save_artefact
+from rerank_core.errors import ConfigError, DataError, JobError
+from rerank_core.formats import read_pairs, read_pointwise
+from rerank_core.models.artefact import artefact_digest, is_artefact, load_artefact, read_spec, save_artefact
 from rerank_core.models.pretrained import resolve_model
 
 if TYPE_CHECKING:
@@ -88,8 +89,47 @@ def check_inputs(config: TrainJob, model_folder: Path) -> dict[str, str]:
     require_finished(config.prepared, job="prepare")
     here = judged(config.prepared, fold=config.fold)
     refuse_other_split(model_folder, here)
+    refuse_other_shape(config, model_folder)
+    refuse_nothing_to_learn(config)
     rows = folder_digest(config.prepared / f"fold-{config.fold}" / "train")
     return {"train": rows, "texts": here.texts, "model": artefact_digest(model_folder)}
+
+
+def refuse_other_shape(config: TrainJob, model_folder: Path) -> None:
+    """Check that settings of a new scorer do not contradict the artefact that training starts from.
+
+    Raises:
+        ConfigError: names the setting that the artefact has fixed.
+    """
+    if not is_artefact(model_folder):
+        return
+    spec = read_spec(model_folder)
+    fixed = {"head": spec.head, "max_length": spec.max_length, "num_layers": None}
+    for name, value in fixed.items():
+        if getattr(config, name) != value:
+            raise ConfigError(
+                f"{config.model} is an artefact whose {name} is fixed, so it cannot be"
+                f" {getattr(config, name)}; leave it at {value}"
+            )
+
+
+def refuse_nothing_to_learn(config: TrainJob) -> None:
+    """Check before hours are spent that every objective has something to learn from.
+
+    Raises:
+        DataError: no training document has a grade, or no training query has a pair.
+    """
+    folder = config.prepared / f"fold-{config.fold}" / "train"
+    if "sft" in config.objectives and not any(
+        row.grade for row in read_pointwise(folder / "pointwise.parquet")
+    ):
+        raise DataError(
+            f"{folder}: no training document has a grade above 0; prepare with more --train-candidates"
+        )
+    if "dpo" in config.objectives and not read_pairs(folder / "pairs.parquet"):
+        raise DataError(
+            f"{folder}: no two training documents differ in grade; prepare with more --train-candidates"
+        )
 
 
 def stages(config: TrainJob) -> list[tuple[Objective, StageConfig]]:
@@ -117,16 +157,16 @@ def write_untrained(config: TrainJob, model_folder: Path) -> None:
 
 
 def _train_stages(config: TrainJob, model_folder: Path) -> None:
-    share = device_share(config.num_workers)
-    require(Need(num_workers=config.num_workers, cpus=share.cpus, gpus=share.gpus))
+    gpus = 1.0 if num_gpus() else 0.0  # two workers cannot train on one GPU
+    require(Need(num_workers=config.num_workers, gpus=gpus))
     start = model_folder
     for name, settings in stages(config):
         artefact = config.output / name
         if not artefact.exists():
             task = _task(config, name=name, settings=settings, start=str(start.resolve()), artefact=name)
-            _fit(config, task, use_gpu=share.gpus > 0)
-            load_artefact(artefact)  # the golden pairs must score the same outside the training process
-            shutil.rmtree(config.output / "checkpoints" / name, ignore_errors=True)
+            _fit(config, task, use_gpu=gpus > 0)
+        load_artefact(artefact)  # the golden pairs must score the same outside the training process
+        shutil.rmtree(config.output / "checkpoints" / name, ignore_errors=True)
         start = artefact
 
 
@@ -168,8 +208,9 @@ def _task(
 
 def _fit(config: TrainJob, task: StageTask, *, use_gpu: bool) -> None:
     """Run one stage under Ray Train; the same command continues from the last checkpoint."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import FailureConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     trainer = TorchTrainer(
@@ -180,7 +221,9 @@ def _fit(config: TrainJob, task: StageTask, *, use_gpu: bool) -> None:
         run_config=RunConfig(
             name=task.name,
             storage_path=str(config.output.resolve() / "checkpoints"),
-            failure_config=FailureConfig(max_failures=config.max_failures),
+            failure_config=FailureConfig(
+                max_failures=config.max_failures, controller_failure_limit=config.max_failures
+            ),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )

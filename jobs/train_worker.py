@@ -17,6 +17,7 @@ import torch
 import torch.distributed
 import transformers
 from torch import Tensor
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from jobs.config import DpoConfig, Objective, StageConfig
 from jobs.zero import ZeroStage, zero_config
@@ -103,6 +104,7 @@ def train_stage(task: StageTask) -> None:
         trainer = _build_trainer(task, scorer, examples, world=world, scratch=Path(scratch))
         _run(trainer, task, rank=rank)
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathers what ZeRO-3 has sharded
+    unset_hf_deepspeed_config()  # else ZeRO-3 would shard the model that worker 0 alone is about to load
     if rank == 0:
         save_artefact(
             _trained_scorer(task, scorer, state),

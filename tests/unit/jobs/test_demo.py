@@ -15,7 +15,7 @@ from jobs.train import stage_names
 
 @pytest.fixture
 def plan(tmp_path: Path) -> DemoPlan:
-    return demo_plan(DemoJob(output=tmp_path, max_documents=7, seed=5, address="here"))
+    return demo_plan(DemoJob(output=tmp_path, max_documents=7, seed=5, address="here"), num_workers=2)
 
 
 def jobs_of(plan: DemoPlan) -> list[Any]:
@@ -72,6 +72,6 @@ def test_seed_and_address_reach_every_job_that_has_them(plan: DemoPlan) -> None:
 
 @pytest.mark.parametrize("max_documents", [1, 12])
 def test_the_number_of_explained_documents_is_the_users(tmp_path: Path, max_documents: int) -> None:
-    plan = demo_plan(DemoJob(output=tmp_path, max_documents=max_documents))
+    plan = demo_plan(DemoJob(output=tmp_path, max_documents=max_documents), num_workers=2)
     assert plan.attribute.max_documents == max_documents
     assert plan.attribute.shard_documents * plan.attribute.num_workers <= max(2, max_documents)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ from jobs.train_worker import (
     with_adapters,
 )
 from rerank_core.errors import ConfigError, DataError
-from rerank_core.formats import pointwise_table, read_pointwise, read_split, write_table
+from rerank_core.formats import pairs_table, pointwise_table, read_pointwise, read_split, write_table
 from rerank_core.models.artefact import artefact_digest, load_artefact, read_spec, save_artefact
 from rerank_core.models.pretrained import resolve_model
 from rerank_core.records import Document
@@ -134,6 +135,37 @@ def test_a_model_that_was_trained_on_another_fold_is_not_trained_further(
     checked(replace(config, fold=0))
     with pytest.raises(ConfigError, match=r"another split of this collection \(fold 0\)"):
         checked(config)
+
+
+def test_settings_that_contradict_the_artefact_to_start_from_are_refused(
+    config: TrainJob, task: StageTask, data: TrainingData, tmp_path: Path
+) -> None:
+    golden = golden_pairs(data, seed=0)
+    save_artefact(start_scorer(task), tmp_path / "sft", head="linear", golden=golden, provenance={})
+    config = replace(config, model=str(tmp_path / "sft"), objectives=("dpo",))
+    checked(config)
+    contradictions = {
+        "max_length": replace(config, max_length=32),
+        "head": replace(config, head="yes_no"),
+        "num_layers": replace(config, num_layers=1),
+    }
+    for setting, contradiction in contradictions.items():
+        with pytest.raises(ConfigError, match=f"whose {setting} is fixed"):
+            checked(contradiction)
+
+
+def test_a_split_without_grades_or_pairs_is_refused_before_training(config: TrainJob, tmp_path: Path) -> None:
+    prepared = shutil.copytree(config.prepared, tmp_path / "prepared")
+    train = prepared / f"fold-{config.fold}" / "train"
+    write_table(pairs_table([]), train / "pairs.parquet")
+    config = replace(config, prepared=prepared)
+    checked(replace(config, objectives=("sft",)))
+    with pytest.raises(DataError, match="no two training documents differ in grade"):
+        checked(replace(config, objectives=("sft", "dpo")))
+    rows = [replace(row, grade=0) for row in read_pointwise(train / "pointwise.parquet")]
+    write_table(pointwise_table(rows), train / "pointwise.parquet")
+    with pytest.raises(DataError, match="no training document has a grade"):
+        checked(replace(config, objectives=("sft",)))
 
 
 def test_each_fold_is_another_input_over_the_same_texts(config: TrainJob) -> None:
