@@ -17,13 +17,19 @@ import shutil
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
-import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rerank_core.errors import ArtefactError
-from rerank_core.models.build import has_token_types, is_causal, load_tokenizer
+from rerank_core.errors import ArtefactError, ConfigError
+from rerank_core.models.build import (
+    LOAD_ERRORS,
+    first_line,
+    has_token_types,
+    load_backbone,
+    load_config,
+    load_tokenizer,
+    usable_positions,
+)
 from rerank_core.models.pretrained import check_model_folder
 from rerank_core.models.scorer import (
     HeadKind,
@@ -60,6 +66,12 @@ class RerankerSpec:
     long_documents: str = "truncate"
     tolerance: Mapping[str, float] = field(default_factory=lambda: dict(TOLERANCE))
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def prompt_format(self) -> PromptFormat:
+        """Return how a pair becomes tokens."""
+        return PromptFormat(
+            template=self.template, max_length=self.max_length, max_query_length=self.max_query_length
+        )
 
 
 def save_artefact(
@@ -102,25 +114,25 @@ def _write_golden(scorer: LanguageModelScorer, path: Path, pairs: Sequence[tuple
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def load_artefact(folder: Path, *, device: str = "cpu") -> LanguageModelScorer:
+def load_artefact(
+    folder: Path, *, device: str = "cpu", max_tokens_per_batch: int = 8192
+) -> LanguageModelScorer:
     """Return the scorer of an artefact, after its golden pairs have been scored again.
 
     Raises:
         ArtefactError: a file is missing, broken, unsafe, of another format, or a golden score differs.
     """
-    spec = read_spec(folder)
-    check_model_folder(folder)
-    tokenizer = load_tokenizer(folder)
-    encoder = PairEncoder(
-        tokenizer,
-        PromptFormat(
-            template=spec.template,
-            max_length=spec.max_length,
-            max_query_length=spec.max_query_length,
-        ),
+    spec = check_artefact(folder)
+    try:
+        encoder = PairEncoder(load_tokenizer(folder), spec.prompt_format())
+    except ConfigError as error:
+        raise ArtefactError(
+            f"{folder}: tokenizer and reranker.json do not fit ({error}); copy the artefact again"
+        ) from error
+    model = _load_model(folder, spec).to(device)
+    scorer = LanguageModelScorer(
+        model, encoder, digest=artefact_digest(folder), max_tokens_per_batch=max_tokens_per_batch
     )
-    model = _load_model(folder, pooling=spec.pooling).to(device)
-    scorer = LanguageModelScorer(model, encoder, digest=artefact_digest(folder))
     _check_golden(scorer, folder / "golden.jsonl", tolerance=spec.tolerance["fp32"])
     return scorer
 
@@ -128,6 +140,20 @@ def load_artefact(folder: Path, *, device: str = "cpu") -> LanguageModelScorer:
 def is_artefact(folder: Path) -> bool:
     """Return whether a folder claims to be a reranker artefact."""
     return (folder / "reranker.json").is_file()
+
+
+def check_artefact(folder: Path) -> RerankerSpec:
+    """Return what an artefact states, after every check that needs neither its weights nor its tokenizer.
+
+    Raises:
+        ArtefactError: `reranker.json` is broken or of another format, a file is unsafe or missing.
+    """
+    spec = read_spec(folder)
+    check_model_folder(folder)
+    for name in ("tokenizer.json", "head.safetensors", "golden.jsonl"):
+        if not (folder / name).is_file():
+            raise ArtefactError(f"{folder / name} is missing; copy the artefact again")
+    return spec
 
 
 def read_spec(folder: Path) -> RerankerSpec:
@@ -143,23 +169,38 @@ def read_spec(folder: Path) -> RerankerSpec:
         raise ArtefactError(
             f"{path} is missing: {folder} is not a reranker artefact; train one first"
         ) from error
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, TypeError) as error:
         raise ArtefactError(f"{path} is broken ({error}); copy the artefact again") from error
     if spec.format_version != FORMAT_VERSION:
         raise ArtefactError(
             f"{path} has format {spec.format_version}, this Whyrank reads {FORMAT_VERSION}; train again"
         )
-    known = spec.pooling in get_args(Pooling) and spec.head in get_args(HeadKind)
-    if (
-        not known
-        or spec.score_scale != "logit"
-        or spec.long_documents != "truncate"
-        or "fp32" not in spec.tolerance
-    ):
+    wrong = [name for name, is_known in _known_settings(spec).items() if not is_known]
+    if wrong:
         raise ArtefactError(
-            f"{path} states a head, pooling, scale, long-document rule or tolerance that is not known"
+            f"{path} states a value of {', '.join(wrong)} that is not known; copy the artefact again"
         )
+    try:
+        spec.prompt_format()  # its own checks
+    except ConfigError as error:
+        raise ArtefactError(f"{path} is broken ({error}); copy the artefact again") from error
     return spec
+
+
+def _known_settings(spec: RerankerSpec) -> dict[str, bool]:
+    """Return for each setting whether its value is one that this version knows; JSON can hold anything."""
+    return {
+        "template": isinstance(spec.template, str),
+        "max_length": type(spec.max_length) is int,  # not a bool
+        "max_query_length": type(spec.max_query_length) is int,
+        "head": spec.head in get_args(HeadKind),
+        "pooling": spec.pooling in get_args(Pooling),
+        "score_scale": spec.score_scale == "logit",
+        "calibration": spec.calibration is None,
+        "long_documents": spec.long_documents == "truncate",
+        "tolerance": isinstance(spec.tolerance, dict) and type(spec.tolerance.get("fp32")) in (int, float),
+        "provenance": isinstance(spec.provenance, dict),
+    }
 
 
 def artefact_digest(folder: Path) -> str:
@@ -171,28 +212,24 @@ def artefact_digest(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def _load_model(folder: Path, *, pooling: Pooling) -> SingleNeuronModel:
-    from transformers import AutoConfig, AutoModel
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    extra = {} if is_causal(config) else {"add_pooling_layer": False}
-    try:
-        backbone = AutoModel.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            **extra,
-        )
-        head = nn.Linear(config.hidden_size, 1)
-        head.load_state_dict(load_file(folder / "head.safetensors"))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        first_line = str(error).splitlines()[0]
+def _load_model(folder: Path, spec: RerankerSpec) -> SingleNeuronModel:
+    config = load_config(folder)
+    backbone = load_backbone(folder, config)
+    positions = usable_positions(config)
+    if positions is not None and spec.max_length > positions:
         raise ArtefactError(
-            f"the weights in {folder} are broken ({first_line}); copy the artefact again"
+            f"{folder / 'reranker.json'} states max_length {spec.max_length}, the model has {positions}"
+            " positions; copy the artefact again"
+        )
+    path = folder / "head.safetensors"
+    try:
+        head = nn.Linear(config.hidden_size, 1)
+        head.load_state_dict(load_file(path))
+    except LOAD_ERRORS as error:
+        raise ArtefactError(
+            f"the weights in {path} are broken ({first_line(error)}); copy the artefact again"
         ) from error
-    return SingleNeuronModel(backbone, head, pooling=pooling, has_token_types=has_token_types(config))
+    return SingleNeuronModel(backbone, head, pooling=spec.pooling, has_token_types=has_token_types(config))
 
 
 def _check_golden(scorer: LanguageModelScorer, path: Path, *, tolerance: float) -> None:
@@ -203,13 +240,21 @@ def _check_golden(scorer: LanguageModelScorer, path: Path, *, tolerance: float) 
             for row in rows
         ]
         recorded = [float(row["score"]) for row in rows]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        encoded = [scorer.encoder.encode(query, document) for query, document in pairs]
+    except (OSError, RecursionError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtefactError(f"{path} is missing or broken ({error}); copy the artefact again") from error
     if not rows:
         raise ArtefactError(
             f"{path} holds no pairs, so the scores cannot be checked; train the artefact again"
         )
-    for number, (now, then) in enumerate(zip(scorer.score_pairs(pairs), recorded, strict=True), start=1):
+    try:
+        scores = scorer.score_encoded(encoded)
+    except IndexError as error:
+        raise ArtefactError(
+            f"{path.parent}: tokenizer.json names tokens that the weights have no rows for;"
+            " copy the artefact again"
+        ) from error
+    for number, (now, then) in enumerate(zip(scores, recorded, strict=True), start=1):
         if not abs(now - then) <= tolerance:  # NaN fails too
             raise ArtefactError(
                 f"{path}:{number}: the pair now scores {now:.6f}, not {then:.6f} (tolerance {tolerance:g}):"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from typing import TYPE_CHECKING
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from rerank_core.errors import ConfigError
+from rerank_core.errors import ArtefactError, ConfigError
 from rerank_core.models.scorer import (
     PAIR_TEMPLATE,
     TEXT_TEMPLATE,
@@ -17,6 +21,7 @@ from rerank_core.models.scorer import (
     Pooling,
     PromptFormat,
     SingleNeuronModel,
+    first_position,
 )
 
 if TYPE_CHECKING:
@@ -35,6 +40,19 @@ After joint attention MiniLM's cosines lie about 0.82 ± 0.04 (ADR 0005).
 """
 
 
+LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+)
+"""What transformers, tokenizers and safetensors raise on broken files."""
+
+
 def is_causal(config: PretrainedConfig) -> bool:
     """Return whether a configuration is of a causal language model: transformers knows one of its type."""
     from transformers.models.auto.modeling_auto import (
@@ -47,17 +65,105 @@ def is_causal(config: PretrainedConfig) -> bool:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Return a folder's tokenizer, with a padding token; runs no code of the folder."""
+    """Return a folder's tokenizer, with a padding token; runs no code of the folder.
+
+    Raises:
+        ArtefactError: its files are missing or broken.
+        ConfigError: it keeps no offsets, or has neither a padding nor an end token.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        folder, trust_remote_code=False, local_files_only=True
-    )
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:
+        if not isinstance(error, LOAD_ERRORS) and type(error) is not Exception:  # tokenizers raises the base
+            raise
+        raise ArtefactError(
+            f"the tokenizer (tokenizer.json, tokenizer_config.json) in {folder} is missing or broken"
+            f" ({first_line(error)}); copy the folder again"
+        ) from error
     if not tokenizer.is_fast:
         raise ConfigError(f"{folder} has no fast tokenizer (tokenizer.json); save one with `save_pretrained`")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise ConfigError(
+            f"the tokenizer in {folder} has neither a padding nor an end token; set `pad_token` and save it"
+        )
     return tokenizer
+
+
+def load_config(folder: Path) -> PretrainedConfig:
+    """Return a model folder's configuration; runs no code of the folder.
+
+    Raises:
+        ArtefactError: `config.json` is missing, broken or of a model that transformers does not know.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    except LOAD_ERRORS as error:
+        raise ArtefactError(
+            f"{folder / 'config.json'} is broken or of an unknown kind ({first_line(error)});"
+            " copy the folder again, or use a model that transformers knows"
+        ) from error
+    return config
+
+
+def load_backbone(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
+    """Return a folder's model in fp32, without output layers; runs no code of the folder.
+
+    Raises:
+        ArtefactError: the weights are broken or do not fit `config`.
+    """
+    from transformers import AutoModel
+
+    try:
+        accepted = inspect.signature(type(_skeleton(config)).__init__).parameters
+        extra = {"add_pooling_layer": False} if "add_pooling_layer" in accepted else {}
+        backbone: PreTrainedModel = AutoModel.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            **extra,
+        )
+    except LOAD_ERRORS as error:
+        raise ArtefactError(
+            f"the weights in {folder} are broken or do not fit its config.json ({first_line(error)});"
+            " copy the folder again"
+        ) from error
+    return backbone
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's kind with the first line of its message."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def usable_positions(config: PretrainedConfig) -> int | None:
+    """Return how many tokens a model has positions for, None where nothing bounds them.
+
+    RoBERTa's family keeps the first rows of its position embedding for padding.
+    """
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    return None if positions is None else positions - first_position(_skeleton(config))
+
+
+def _skeleton(config: PretrainedConfig) -> PreTrainedModel:
+    """Return the model of a configuration without any weights: in no memory, within milliseconds."""
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        skeleton: PreTrainedModel = AutoModel.from_config(copy.deepcopy(config), trust_remote_code=False)
+    return skeleton
 
 
 def build_encoder(
@@ -68,7 +174,7 @@ def build_encoder(
     Raises:
         ConfigError: the model has fewer positions than `max_length`.
     """
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = usable_positions(config)
     if positions is not None and max_length > positions:
         raise ConfigError(
             f"max_length {max_length} exceeds the model's {positions} positions; lower --max-length"
@@ -102,10 +208,9 @@ def build_model(folder: Path, *, head: HeadKind, num_layers: int | None, seed: i
 
     Raises:
         ConfigError: the model has fewer layers than asked for, or no rows for "yes" and "no".
+        ArtefactError: `config.json` or the weights are broken.
     """
-    from transformers import AutoConfig, AutoModel
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    config = load_config(folder)
     if num_layers is not None:
         if num_layers > config.num_hidden_layers:
             raise ConfigError(
@@ -113,16 +218,7 @@ def build_model(folder: Path, *, head: HeadKind, num_layers: int | None, seed: i
             )
         config.num_hidden_layers = num_layers
     rows = _yes_no_difference(folder) if head == "yes_no" else None
-    extra = {} if is_causal(config) else {"add_pooling_layer": False}
-    backbone: PreTrainedModel = AutoModel.from_pretrained(
-        folder,
-        config=config,
-        dtype=torch.float32,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        **extra,
-    )
+    backbone = load_backbone(folder, config)
     pooling = default_pooling(config)
     neuron = nn.Linear(config.hidden_size, 1)
     with torch.no_grad():
@@ -146,10 +242,9 @@ def _head_weight(like: Tensor, *, pooling: Pooling, rows: Tensor | None, seed: i
 
 def _yes_no_difference(folder: Path) -> Tensor:
     """Return the output row of " yes" minus that of " no", (width,)."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    if not is_causal(config):
+    if not is_causal(load_config(folder)):
         raise ConfigError(f"{folder} is an encoder without output rows for words; use --head linear")
     tokenizer = load_tokenizer(folder)
     yes, no = (tokenizer.encode(word, add_special_tokens=False) for word in (" yes", " no"))

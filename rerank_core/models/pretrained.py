@@ -72,7 +72,7 @@ def check_model_folder(folder: Path) -> None:
 def _refuse_auto_map(path: Path) -> None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ArtefactError(f"{path} is not JSON ({error}); download the model again") from error
     if isinstance(content, dict) and "auto_map" in content:
         raise ArtefactError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
+from string import Formatter
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -25,18 +27,43 @@ TEXT_TEMPLATE = "Query: {query}\nDocument: {document}{eos}"
 YES_NO_TEMPLATE = "Query: {query}\nDocument: {document}\nDoes the document answer the query? Answer:"
 
 
+SPECIAL_NAMES = ("cls", "sep", "bos", "eos")
+"""The tokenizer's special tokens that a template may hold."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptFormat:
     """How a pair becomes one sequence of tokens: the query first, the document last, then the template's end.
 
     `template` holds `{query}` and `{document}` once each, in that order, and may hold the tokenizer's special
-    tokens as `{cls}`, `{sep}`, `{bos}` and `{eos}`. What stands in a query or a document is never read as a
-    special token.
+    tokens as `{cls}`, `{sep}`, `{bos}` and `{eos}`. What stands in a query or a document is read as letters,
+    never as a special token, with one exception: where the tokenizer has a mask token (`[MASK]`, `<mask>`),
+    its literal text in a query or a document is read as the mask, because attribution hides words that way.
+
+    Raises:
+        ConfigError: the template is not of this form, or a length is below 1.
     """
 
     template: str
     max_length: int  # tokens of the whole sequence
     max_query_length: int  # tokens of the query
+
+    def __post_init__(self) -> None:
+        for name, value in (("max_length", self.max_length), ("max_query_length", self.max_query_length)):
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}; raise max_length")
+        try:
+            parts = list(Formatter().parse(self.template))
+        except ValueError as error:
+            raise ConfigError(f"template {self.template!r}: {error}; write {{{{ for a brace") from error
+        names = [name for _, name, _, _ in parts if name is not None]
+        is_plain = all(not form and not conversion for _, _, form, conversion in parts)
+        texts = [name for name in names if name not in SPECIAL_NAMES]
+        if not is_plain or texts != ["query", "document"]:
+            raise ConfigError(
+                f"template {self.template!r} must hold {{query}} and {{document}} once each, in that order,"
+                f" and besides them only {', '.join(f'{{{name}}}' for name in SPECIAL_NAMES)}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +82,8 @@ class PairEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> None:
         self.tokenizer = tokenizer
         self.format = prompt_format
-        before, _, rest = prompt_format.template.partition("{query}")
-        between, _, after = rest.partition("{document}")
         self._before, self._between, self._after = (
-            self._fixed_ids(part) for part in (before, between, after)
+            tokenizer.encode(text, add_special_tokens=False) for text in self._fixed_texts()
         )
         fixed = len(self._before) + len(self._between) + len(self._after)
         if fixed + prompt_format.max_query_length >= prompt_format.max_length:
@@ -88,11 +113,17 @@ class PairEncoder:
         ends = [end for _, end in self._text_tokens(document.content)]
         return document.content if num_visible >= len(ends) else document.content[: ends[num_visible - 1]]
 
-    def _fixed_ids(self, text: str) -> list[int]:
-        names = ("cls", "sep", "bos", "eos")
-        special = {name: getattr(self.tokenizer, f"{name}_token") or "" for name in names}
-        ids: list[int] = self.tokenizer.encode(text.format(**special), add_special_tokens=False)
-        return ids
+    def _fixed_texts(self) -> list[str]:
+        """Return what the template holds before the query, between the two texts, and after the document."""
+        special = {name: getattr(self.tokenizer, f"{name}_token") or "" for name in SPECIAL_NAMES}
+        texts = [""]
+        for literal, name, _, _ in Formatter().parse(self.format.template):
+            texts[-1] += literal
+            if name in ("query", "document"):
+                texts.append("")
+            elif name is not None:
+                texts[-1] += special[name]
+        return texts
 
     def _text_ids(self, text: str) -> list[int]:
         return [token_id for token_id, _ in self._text_tokens(text)]
@@ -143,6 +174,10 @@ class SingleNeuronModel(nn.Module):
         self.head = head
         self.pooling = pooling
         self.has_token_types = has_token_types
+        accepted = inspect.signature(backbone.forward).parameters
+        self._has_positions = "position_ids" in accepted
+        self._first_position = first_position(backbone)
+        self._settings = {"use_cache": False} if "use_cache" in accepted else {}
 
     @property
     def config(self) -> Any:
@@ -151,11 +186,12 @@ class SingleNeuronModel(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, segment_ids: Tensor) -> Tensor:
         """Return one score per row, (rows,), from right- or left-padded inputs, each (rows, length)."""
-        positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)  # as if nothing were padded on the left
-        extra = {"token_type_ids": segment_ids} if self.has_token_types else {"use_cache": False}
-        hidden = self.backbone(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, **extra
-        ).last_hidden_state  # (rows, length, width)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self._has_positions:  # as if nothing were padded on the left
+            inputs["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0) + self._first_position
+        if self.has_token_types:
+            inputs["token_type_ids"] = segment_ids
+        hidden = self.backbone(**inputs, **self._settings).last_hidden_state  # (rows, length, width)
         if self.pooling == "last":
             pooled = last_state(hidden, attention_mask)
         else:
@@ -163,6 +199,18 @@ class SingleNeuronModel(nn.Module):
             pooled = of_query * unit_mean(hidden, attention_mask * segment_ids)
         scores: Tensor = self.head(pooled).squeeze(-1)  # (rows,)
         return scores
+
+
+def first_position(backbone: nn.Module) -> int:
+    """Return the position of a sequence's first token.
+
+    It is 0, and in RoBERTa's family, whose position embedding keeps rows for padding, the row behind those.
+    """
+    for name, module in backbone.named_modules():
+        is_positions = name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding)
+        if is_positions and module.padding_idx is not None:
+            return int(module.padding_idx) + 1
+    return 0
 
 
 def last_state(hidden: Tensor, mask: Tensor) -> Tensor:

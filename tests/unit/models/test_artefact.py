@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from rerank_core.errors import ArtefactError
 from rerank_core.models.artefact import (
     NUM_GOLDEN_PAIRS,
     artefact_digest,
+    check_artefact,
     is_artefact,
     load_artefact,
     read_spec,
@@ -100,6 +102,14 @@ def _set(name: str, value: object) -> Callable[[Path], None]:
     return change
 
 
+def _edit(name: str, **settings: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(content | settings))
+
+    return change
+
+
 def _write(name: str, content: str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         (folder / name).write_text(content)
@@ -112,15 +122,63 @@ BROKEN = {
     "reranker.json no JSON": (_write("reranker.json", "{"), "broken"),
     "unknown setting": (_set("surprise", 1), "broken"),
     "other format": (_set("format_version", 99), "format 99"),
-    "unknown pooling": (_set("pooling", "cls"), "not known"),
-    "unknown scale": (_set("score_scale", "percent"), "not known"),
+    "reranker.json a list": (_write("reranker.json", "[]"), r"reranker\.json is broken"),
+    "reranker.json too deep": (_write("reranker.json", "[" * 200_000), r"reranker\.json is broken"),
+    "unknown pooling": (_set("pooling", "cls"), "value of pooling that is not known"),
+    "unknown scale": (_set("score_scale", "percent"), "value of score_scale that is not known"),
+    "length as text": (_set("max_length", "48"), "value of max_length that is not known"),
+    "length as truth": (_set("max_query_length", True), "value of max_query_length that is not known"),
+    "length of zero": (_set("max_query_length", 0), "max_query_length must be at least 1"),
+    "more length than positions": (_set("max_length", 129), "max_length 129, the model has 128 positions"),
+    "no room for a document": (_set("max_query_length", 48), "leaves no room for a document"),
+    "tolerance a number": (_set("tolerance", 1), "value of tolerance that is not known"),
+    "tolerance as text": (_set("tolerance", {"fp32": "1e-4"}), "value of tolerance that is not known"),
+    "provenance a list": (_set("provenance", []), "value of provenance that is not known"),
+    "template a list": (_set("template", ["{query}"]), "value of template that is not known"),
+    "template without query": (_set("template", "{document}"), "once each, in that order"),
+    "template without document": (_set("template", "{query}"), "once each, in that order"),
+    "template turned round": (_set("template", "{document}{query}"), "once each, in that order"),
+    "template with unknown braces": (_set("template", "{query}{document}{user}"), "once each, in that order"),
+    "template with a conversion": (_set("template", "{query!r}{document}"), "once each, in that order"),
+    "template with a lone brace": (_set("template", "{query}{document}{"), "write {{ for a brace"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), r"tokenizer\.json is missing"),
+    "tokenizer empty": (_write("tokenizer.json", "{}"), "tokenizer .* in .* is missing or broken"),
+    "tokenizer of an unknown kind": (
+        _write("tokenizer.json", '{"version": "1.0", "added_tokens": [], "model": {"type": "Nope"}}'),
+        "tokenizer .* in .* is missing or broken",
+    ),
+    "tokenizer settings a list": (_write("tokenizer_config.json", "[]"), "tokenizer .* is missing or broken"),
+    "tokenizer without padding": (
+        _write("tokenizer_config.json", '{"tokenizer_class": "PreTrainedTokenizerFast"}'),
+        "neither a padding nor an end token",
+    ),
+    "unknown model": (_edit("config.json", model_type="nope"), r"config\.json is broken or of an unknown"),
+    "config of another size": (_edit("config.json", hidden_size=40), "do not fit its config.json"),
+    "config with text for a number": (
+        _edit("config.json", hidden_size="x"),
+        "(?s)copy the (folder|artefact)",
+    ),
+    "config of no text model": (_write("config.json", '{"model_type": "clip"}'), "copy the artefact again"),
+    "folder for a file": (
+        lambda folder: [(folder / "reranker.json").unlink(), (folder / "reranker.json").mkdir()],
+        r"reranker\.json is broken",
+    ),
+    "golden text a number": (
+        _write("golden.jsonl", '{"query": "a", "title": "", "text": 5, "score": 1.0}'),
+        "missing or broken",
+    ),
     "no golden pairs": (_write("golden.jsonl", ""), "holds no pairs"),
     "golden no JSON": (_write("golden.jsonl", "{"), "missing or broken"),
     "golden without score": (
         _write("golden.jsonl", '{"query": "a", "title": "b", "text": "c"}'),
         "missing or broken",
     ),
-    "head missing": (lambda folder: (folder / "head.safetensors").unlink(), "weights in .* are broken"),
+    "no golden file": (lambda folder: (folder / "golden.jsonl").unlink(), r"golden\.jsonl is missing"),
+    "head missing": (
+        lambda folder: (folder / "head.safetensors").unlink(),
+        r"head\.safetensors is missing",
+    ),
+    "head cut short": (_write("head.safetensors", "short"), r"head\.safetensors are broken"),
     "weights cut short": (_write("model.safetensors", "short"), "weights in .* are broken"),
 }
 
@@ -131,6 +189,43 @@ def test_a_broken_artefact_is_refused_by_name(artefact: Path, fault: str) -> Non
     change(artefact)
     with pytest.raises(ArtefactError, match=message):
         load_artefact(artefact)
+
+
+def test_a_vocabulary_larger_than_the_weights_is_refused(artefact: Path) -> None:
+    path = artefact / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["sea"] = len(vocabulary) + 100
+    path.write_text(json.dumps(content))
+    with pytest.raises(ArtefactError, match=r"tokenizer\.json names tokens"):
+        load_artefact(artefact)
+
+
+def test_an_error_that_no_broken_file_causes_is_passed_on(
+    artefact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*args: object, **kwargs: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", out_of_memory)
+    with pytest.raises(MemoryError):
+        load_artefact(artefact)
+
+
+def test_an_artefact_is_checked_without_loading_it(artefact: Path) -> None:
+    assert check_artefact(artefact) == read_spec(artefact)
+    (artefact / "model.safetensors").unlink()
+    (artefact / "head.safetensors").rename(artefact / "head.pt")
+    with pytest.raises(ArtefactError, match="pickled code"):
+        check_artefact(artefact)
+
+
+def test_a_loaded_scorer_keeps_to_its_token_budget(artefact: Path) -> None:
+    loaded = load_artefact(artefact, max_tokens_per_batch=64)
+    assert loaded.max_tokens_per_batch == 64
+    assert loaded.score(QUERY, DOCUMENTS) == pytest.approx(
+        load_artefact(artefact).score(QUERY, DOCUMENTS), abs=1e-5
+    )
 
 
 def test_the_digest_follows_every_file(artefact: Path, tmp_path: Path) -> None:

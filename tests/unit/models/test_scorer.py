@@ -47,8 +47,8 @@ def test_padding_on_the_left_scores_like_padding_on_the_right(scorer: LanguageMo
 
 def test_a_small_token_budget_changes_batches_and_not_scores(scorer: LanguageModelScorer) -> None:
     scores = scorer.score(QUERY, DOCUMENTS)
-    scorer.max_tokens_per_batch = 1
-    assert scorer.score(QUERY, DOCUMENTS) == pytest.approx(scores, abs=1e-5)
+    frugal = LanguageModelScorer(scorer.model, scorer.encoder, digest="x", max_tokens_per_batch=1)
+    assert frugal.score(QUERY, DOCUMENTS) == pytest.approx(scores, abs=1e-5)
 
 
 def test_nothing_to_score_gives_nothing(scorer: LanguageModelScorer) -> None:
@@ -98,6 +98,15 @@ def test_the_mask_of_attribution_stays_a_mask(encoder_folder) -> None:
     encoder = build_encoder(tokenizer, model.config, head="linear", max_length=48)
     pair = encoder.encode(QUERY, Document("d", "snow [MASK] [MASK]depth"))
     assert pair.input_ids.count(tokenizer.mask_token_id) == 2
+
+
+def test_braces_in_a_template_are_written_twice(encoder_folder) -> None:
+    tokenizer = load_tokenizer(encoder_folder)
+    template = "{cls}{{{query}}}{sep}{document}{sep}"
+    encoder = PairEncoder(tokenizer, PromptFormat(template=template, max_length=48, max_query_length=24))
+    ids = list(encoder.encode(QUERY, DOCUMENTS[1]).input_ids)
+    text = f"[CLS]{{{QUERY.text}}}[SEP]{DOCUMENTS[1].content}[SEP]"
+    assert ids == tokenizer.encode(text, add_special_tokens=False)
 
 
 def test_the_query_stands_before_the_document(scorer: LanguageModelScorer) -> None:
