@@ -10,7 +10,16 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.manifest import file_digest, finish_output, folder_digest, opened_output, require_finished
+import pyarrow as pa
+
+from jobs.manifest import (
+    file_digest,
+    finish_output,
+    folder_digest,
+    opened_output,
+    other_inputs,
+    require_finished,
+)
 from jobs.progress import shard_progress
 from jobs.ray_session import Need, device_here, device_share, ray_session, require
 from jobs.shards import (
@@ -25,12 +34,13 @@ from jobs.shards import (
 )
 from rerank_core.attribution.contract import check_residual
 from rerank_core.attribution.table import attributions_table
-from rerank_core.errors import ConfigError, WhyrankError
+from rerank_core.errors import ConfigError, JobError, WhyrankError
 from rerank_core.formats import RUN, read_documents, read_queries, read_shards, rows_of
 from rerank_core.models.artefact import artefact_digest, load_artefact, read_spec
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+    from typing import Any
 
     from jobs.config import AttributeJob
     from rerank_core.protocols import Attributor
@@ -41,10 +51,11 @@ logger = logging.getLogger("whyrank.attribute")
 
 @dataclass(frozen=True, slots=True)
 class AttributeResult:
-    """Where the attributions are, of how many documents, and how many more were quarantined."""
+    """Where the attributions are, of how many documents, those cut among them, and how many more failed."""
 
     attributions: Path
     num_documents: int
+    num_truncated: int
     num_quarantined: int
 
 
@@ -52,13 +63,12 @@ def run_attribute(config: AttributeJob) -> AttributeResult:
     """Attribute what is not attributed yet, and return where the attributions are.
 
     Raises:
-        WhyrankError: an input is missing or wrong, the run has another artefact or corpus, the cluster is
-            too small, or attribution failed for good.
+        WhyrankError: an input is missing or wrong, the run has another artefact or other texts, the cluster
+            is too small, or attribution failed for good.
     """
     keys = planned_keys(config)
     inputs = {
-        "corpus": file_digest(config.prepared / "corpus.parquet"),
-        "queries": file_digest(config.prepared / "queries.parquet"),
+        **_text_digests(config),
         "artefact": artefact_digest(config.artefact),
         "run": folder_digest(config.run, patterns=("data/shard-*.parquet",)),
     }
@@ -67,12 +77,44 @@ def run_attribute(config: AttributeJob) -> AttributeResult:
             logger.info("%s is finished: nothing to do", config.output)
         else:
             _attribute_pending(config, keys)
-        num_quarantined = len(read_quarantine(config.output))
-        result = AttributeResult(config.output, len(keys) - num_quarantined, num_quarantined)
+        result = _result(config.output, num_planned=len(keys))
         if state != "finished":
-            results = {"documents": result.num_documents, "quarantined": result.num_quarantined}
-            finish_output(config.output, results=results)
+            finish_output(
+                config.output,
+                results={
+                    "documents": result.num_documents,
+                    "truncated": result.num_truncated,
+                    "quarantined": result.num_quarantined,
+                },
+            )
+    logger.info("%s", _counts_line(result))
     return result
+
+
+def _result(output: Path, *, num_planned: int) -> AttributeResult:
+    quarantined = read_quarantine(output)
+    if len(quarantined) == num_planned:
+        first = quarantined[0]
+        raise JobError(
+            f"no document could be attributed: {output / 'quarantine'} holds all {num_planned}; the first,"
+            f" {first.key}: {first.reason}; mend the cause, delete {output} and attribute again"
+        )
+    truncated = read_shards(output / "data", {"is_truncated": pa.bool_()}).column("is_truncated")
+    return AttributeResult(
+        attributions=output,
+        num_documents=num_planned - len(quarantined),
+        num_truncated=sum(truncated.to_pylist()),
+        num_quarantined=len(quarantined),
+    )
+
+
+def _counts_line(result: AttributeResult) -> str:
+    num_planned = result.num_documents + result.num_quarantined
+    where = f" (reasons in {result.attributions / 'quarantine'})" if result.num_quarantined else ""
+    return (
+        f"{result.attributions}: {result.num_documents} of {num_planned} documents attributed,"
+        f" {result.num_truncated} of them truncated, {result.num_quarantined} quarantined{where}"
+    )
 
 
 def planned_keys(config: AttributeJob) -> list[Key]:
@@ -81,25 +123,32 @@ def planned_keys(config: AttributeJob) -> list[Key]:
     Raises:
         DataError: an input folder is missing, unfinished or broken.
         ArtefactError: the artefact is not one.
-        ConfigError: the run was scored with another artefact, or on another corpus.
+        ConfigError: the run was scored with another artefact, or on another corpus or other queries.
+        JobError: the run ranks nothing.
     """
     require_finished(config.prepared, job="prepare")
     scored = require_finished(config.run, job="score")
-    _refuse_other_corpus(config, scored["digests"], path=config.prepared / "corpus.parquet")
+    _refuse_other_texts(config, scored)
     read_spec(config.artefact)
     rows = list(
         rows_of(read_shards(config.run / "data", RUN).select(["rank", "query_id", "doc_id", "model_digest"]))
     )
+    if not rows:
+        raise JobError(f"{config.run} ranks nothing to attribute; see why in {config.run / 'quarantine'}")
     _refuse_other_model(config, {row[3] for row in rows})
     top = sorted((row for row in rows if row[0] <= config.top_k), key=itemgetter(0, 1))
     return [(query_id, doc_id) for _, query_id, doc_id, _ in top[: config.max_documents]]
 
 
-def _refuse_other_corpus(config: AttributeJob, digests: Mapping[str, str], *, path: Path) -> None:
-    scored, given = digests.get("input:corpus"), file_digest(path)
-    if scored != given:
+def _text_digests(config: AttributeJob) -> dict[str, str]:
+    return {name: file_digest(config.prepared / f"{name}.parquet") for name in ("corpus", "queries")}
+
+
+def _refuse_other_texts(config: AttributeJob, scored: Mapping[str, Any]) -> None:
+    others = other_inputs(scored, _text_digests(config))
+    if others:
         raise ConfigError(
-            f"the run {config.run} was scored on a corpus with the digest {scored}, but {path} has {given};"
+            f"the run {config.run} was scored on another {', '.join(others)} than that of {config.prepared};"
             " pass the prepared folder of that run"
         )
 

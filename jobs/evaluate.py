@@ -20,7 +20,9 @@ from jobs.manifest import (
     finish_output,
     folder_digest,
     opened_output,
+    other_inputs,
     require_finished,
+    scoring_digests,
     write_json,
 )
 from rerank_core.data.splits import members
@@ -107,13 +109,17 @@ def run_evaluate(config: EvaluateJob) -> EvaluateResult:
     Raises:
         DataError: an input is missing, unfinished or of another prepared folder, or two runs cover different
             folds.
-        ConfigError: a run has a reserved name.
+        ConfigError: a run has a reserved name, or was scored on another split, other texts or candidates.
         OutputConflictError: the output folder belongs to other settings or inputs.
     """
     folders = _named_folders(config.runs)
     require_finished(config.prepared, job="prepare")
-    fold_by_folder = {f: _fold_of(f) for found in folders.values() for f in found}
-    inputs = {"prepared": folder_digest(config.prepared, patterns=("**/*.parquet",))}
+    fold_by_folder = {
+        folder: _checked_fold(name, folder, prepared=config.prepared)
+        for name, found in folders.items()
+        for folder in found
+    }
+    inputs = {"prepared": prepared_digest(config.prepared)}
     inputs |= {str(folder): folder_digest(folder, patterns=("data/*.parquet",)) for folder in fold_by_folder}
     folds = [config.fold] if config.fold is not None else sorted(set(fold_by_folder.values()))
     prepared = _read_prepared(config.prepared, folds=folds)
@@ -135,6 +141,11 @@ def run_evaluate(config: EvaluateJob) -> EvaluateResult:
         finish_output(config.output, results={NDCG_BURGES: headline})
     show_metrics(table, evaluation.measured, console=Console())
     return EvaluateResult(config.output, state, written)
+
+
+def prepared_digest(prepared: Path) -> str:
+    """Return one digest of a prepared folder: its tables, and the summary, which says what is relevant."""
+    return folder_digest(prepared, patterns=("**/*.parquet", "summary.json"))
 
 
 def show_metrics(table: MetricTable, measured: Sequence[Metric], *, console: Console) -> None:
@@ -172,11 +183,18 @@ def _named_folders(runs: Sequence[str]) -> dict[str, list[Path]]:
     return folders
 
 
-def _fold_of(folder: Path) -> int:
-    """The fold that a run folder was scored for, from its manifest."""
-    fold = require_finished(folder, job="score")["config"].get("fold")
+def _checked_fold(name: str, folder: Path, *, prepared: Path) -> int:
+    """The fold that a run folder was scored for, after a check that it was this fold of this folder."""
+    manifest = require_finished(folder, job="score")
+    fold = manifest["config"].get("fold")
     if not isinstance(fold, int):
         raise DataError(f"{folder / 'manifest.json'} names no fold; score again with `whyrank score --fold`")
+    others = other_inputs(manifest, scoring_digests(prepared, fold=fold))
+    if others:
+        raise ConfigError(
+            f"run {name!r} in {folder} was scored on another {', '.join(others)} than fold {fold} of"
+            f" {prepared}; pass the prepared folder of that run, or score again"
+        )
     return fold
 
 

@@ -38,6 +38,8 @@ PACKAGES = (
 MANIFEST = "manifest.json"
 TEXT_TABLES = ("corpus.parquet", "queries.parquet")
 """The files of a prepared folder that hold its texts."""
+SCORED_TABLES = ("candidates", "corpus", "queries")
+REQUIRED_KEYS = frozenset({"job", "status", "digests", "config"})
 
 
 def file_digest(path: Path) -> str:
@@ -51,6 +53,24 @@ def folder_digest(folder: Path, *, patterns: tuple[str, ...] = ("**/*",)) -> str
     files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     lines = [f"{path.relative_to(folder).as_posix()} {file_digest(path)}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def scoring_digests(prepared: Path, *, fold: int) -> dict[str, str]:
+    """Return the digests of what decides a run in a prepared folder: texts, candidates, and a fold's split.
+
+    Raises:
+        DataError: the folder has no such fold.
+    """
+    split = prepared / f"fold-{fold}" / "split.parquet"
+    if not split.is_file():
+        raise DataError(f"{split} is missing: {prepared} has no fold {fold}; pass a folder that has it")
+    digests = {name: file_digest(prepared / f"{name}.parquet") for name in SCORED_TABLES}
+    return {**digests, "split": file_digest(split)}
+
+
+def other_inputs(manifest: Mapping[str, Any], digests: Mapping[str, str]) -> list[str]:
+    """Return the names of the inputs, in order, whose digests are not those that a manifest records."""
+    return [name for name, digest in digests.items() if manifest["digests"].get(f"input:{name}") != digest]
 
 
 def config_digest(config: DataclassInstance) -> str:
@@ -78,9 +98,13 @@ def opened_output(
     the same job on the same inputs was interrupted, "finished" where it ended.
 
     Raises:
-        OutputConflictError: the folder belongs to other settings or inputs, or another process works in it.
+        OutputConflictError: the folder belongs to other settings or inputs, another process works in it, or
+            a file is in its place.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise OutputConflictError(f"{output} is a file or lies below one; choose another --output") from error
     with (output / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it, even after kill -9
@@ -169,11 +193,11 @@ def read_manifest(output: Path) -> dict[str, Any]:
     path = output / MANIFEST
     try:
         manifest: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"{path} is missing: {output} was not written by a Whyrank job") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path} is not JSON ({error}); delete the folder and run the job again") from error
-    if not isinstance(manifest, dict) or not {"job", "status"} <= manifest.keys():
+    if not isinstance(manifest, dict) or not manifest.keys() >= REQUIRED_KEYS:
         raise DataError(f"{path} is not the record of a Whyrank job; choose another folder")
     return manifest
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.evaluate import PER_QUERY
+from jobs.evaluate import PER_QUERY, prepared_digest
 from jobs.manifest import (
     MANIFEST,
     finish_output,
@@ -20,7 +20,7 @@ from jobs.manifest import (
 )
 from rerank_core.attribution.table import read_attributions
 from rerank_core.data.splits import members
-from rerank_core.errors import ConfigError
+from rerank_core.errors import ConfigError, DataError
 from rerank_core.evaluation.findings import (
     ExplainedDocument,
     Findings,
@@ -97,7 +97,8 @@ def run_report(config: ReportJob) -> ReportResult:
     inputs = _finished_inputs(config)
     _refuse_strangers(config, inputs)
     findings = load_findings(config, inputs)
-    with opened_output(config.output, job="report", config=config, inputs=_input_digests(config)) as state:
+    digests = _input_digests(config, inputs)
+    with opened_output(config.output, job="report", config=config, inputs=digests) as state:
         html = config.output / PAGE
         if state == "finished":
             logger.info("%s is finished: nothing to do", config.output)
@@ -108,30 +109,45 @@ def run_report(config: ReportJob) -> ReportResult:
             for name, png in pictures.items():
                 (config.output / name).write_bytes(png)
             names = list(pictures)
-            finish_output(config.output, results={"page": PAGE, "pictures": names})
+            training = str(inputs["train"].folder) if "train" in inputs else None
+            finish_output(config.output, results={"page": PAGE, "pictures": names, "training": training})
     return ReportResult(html, tuple(config.output / name for name in names), telling_lines(findings))
 
 
 def _finished_inputs(config: ReportJob) -> dict[str, _Input]:
-    """Return the input folders by job, in the order in which the jobs ran."""
-    scored = require_finished(config.run, job="score")
+    """Return the input folders by job, in the order in which the jobs ran; training if it is known."""
+    folders = {"prepare": config.prepared, "score": config.run, "attribute": config.attributions}
+    folders |= {"explain": config.explanations, "evaluate": config.metrics}
+    inputs = {job: _Input(folder, require_finished(folder, job=job)) for job, folder in folders.items()}
+    scored = inputs["score"].manifest
     training = Path(scored["config"]["artefact"]).parent  # where `whyrank train` leaves an artefact
-    folders = {"prepare": config.prepared, "train": training, "score": config.run}
-    folders |= {"attribute": config.attributions, "explain": config.explanations, "evaluate": config.metrics}
-    if not (training / MANIFEST).is_file():  # the artefact was moved, or came from elsewhere
-        del folders["train"]
-    return {job: _Input(folder, require_finished(folder, job=job)) for job, folder in folders.items()}
+    try:
+        trained = _training_of(scored, training)
+    except DataError as error:  # the artefact was moved, came from elsewhere, or was trained anew since
+        logger.warning("the page leaves the training out: %s", error)
+        return inputs
+    return {"prepare": inputs.pop("prepare"), "train": trained, **inputs}
 
 
-def _input_digests(config: ReportJob) -> dict[str, str]:
+def _training_of(scored: Mapping[str, Any], folder: Path) -> _Input:
+    """Return a training, which must have written the artefact that a run was scored with."""
+    manifest = require_finished(folder, job="train")
+    if scored["digests"].get("input:artefact") not in manifest["results"].get("artefacts", {}).values():
+        raise DataError(f"{folder} did not write the artefact that the run was scored with; score again")
+    return _Input(folder, manifest)
+
+
+def _input_digests(config: ReportJob, inputs: Mapping[str, _Input]) -> dict[str, str]:
     """Return what decides the page: every input's data, and its manifest, which is shown."""
-    folders = {
+    folders: dict[str, tuple[Path, tuple[str, ...]]] = {
         "prepared": (config.prepared, ("*.parquet", "fold-*/split.parquet", "summary.json")),
         "run": (config.run, SHARDS),
         "attributions": (config.attributions, SHARDS),
         "explanations": (config.explanations, SHARDS),
         "metrics": (config.metrics, ("metrics.json", "per_query.parquet")),
     }
+    if "train" in inputs:
+        folders["training"] = (inputs["train"].folder, ())
     return {
         name: folder_digest(folder, patterns=(MANIFEST, *patterns))
         for name, (folder, patterns) in folders.items()
@@ -142,7 +158,7 @@ def _refuse_strangers(config: ReportJob, inputs: Mapping[str, _Input]) -> None:
     """Check that attributions, explanations and metrics are of the run and the prepared folder given."""
     run = folder_digest(config.run, patterns=SHARDS)
     attributions = folder_digest(config.attributions, patterns=SHARDS)
-    prepared = folder_digest(config.prepared, patterns=("**/*.parquet",))
+    prepared = prepared_digest(config.prepared)
     for folder, job, name, digest in (
         (config.attributions, "attribute", "run", run),
         (config.explanations, "explain", "run", run),

@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from jobs.leakage import judged, refuse_other_split
-from jobs.manifest import (
-    file_digest,
-    finish_output,
-    opened_output,
-    require_finished,
-)
+from jobs.manifest import finish_output, opened_output, require_finished, scoring_digests
 from jobs.progress import shard_progress
 from jobs.ray_session import Need, device_here, device_share, ray_session, require
 from jobs.shards import (
@@ -68,25 +63,20 @@ def run_score(config: ScoreJob) -> ScoreResult:
     """Score what is not scored yet, and return where the run is.
 
     Raises:
-        WhyrankError: an input is missing or wrong, the cluster is too small, or scoring failed for good.
+        WhyrankError: an input is missing or wrong, the cluster is too small, scoring failed for good, or the
+            finished run cannot be written as TREC lines.
     """
     require_finished(config.prepared, job="prepare")
     read_spec(config.artefact)
     refuse_other_split(config.artefact, judged(config.prepared, fold=config.fold))
     query_ids = selected_queries(config)
-    inputs = {
-        "candidates": file_digest(config.prepared / "candidates.parquet"),
-        "corpus": file_digest(config.prepared / "corpus.parquet"),
-        "queries": file_digest(config.prepared / "queries.parquet"),
-        "artefact": artefact_digest(config.artefact),
-    }
+    inputs = scoring_digests(config.prepared, fold=config.fold)
+    inputs["artefact"] = artefact_digest(config.artefact)
     with opened_output(config.output, job="score", config=config, inputs=inputs) as state:
         if state == "finished":
             logger.info("%s is finished: nothing to do", config.output)
         else:
             _score_pending(config, query_ids)
-        if config.trec:
-            write_trec_run(read_run(config.output, config.output.name), config.output / "run.trec")
         truncated = read_shards(config.output / "data", {"is_truncated": pa.bool_()}).column("is_truncated")
         result = ScoreResult(
             run=config.output,
@@ -103,7 +93,20 @@ def run_score(config: ScoreJob) -> ScoreResult:
                     "truncated": result.num_truncated,
                 },
             )
+        logger.info("%s", _counts_line(result))
+        if config.trec:  # last: identifiers that the format cannot express do not undo the run
+            name = config.output.resolve().name
+            write_trec_run(read_run(config.output, name), config.output / "run.trec")
     return result
+
+
+def _counts_line(result: ScoreResult) -> str:
+    num_ranked = result.num_queries - result.num_quarantined
+    where = f" (reasons in {result.run / 'quarantine'})" if result.num_quarantined else ""
+    return (
+        f"{result.run}: {num_ranked} of {result.num_queries} queries ranked, {result.num_truncated} documents"
+        f" truncated, {result.num_quarantined} queries quarantined{where}"
+    )
 
 
 def selected_queries(config: ScoreJob) -> list[str]:

@@ -51,12 +51,14 @@ def job(tmp_path: Path) -> ExplainJob:
         folder.mkdir(parents=True)
     write_table(documents_table(DOCUMENTS), prepared / "corpus.parquet")
     write_table(queries_table(QUERIES), prepared / "queries.parquet")
-    write_json(prepared / "manifest.json", {"job": "prepare", "status": "finished", "digests": {}})
+    write_json(
+        prepared / "manifest.json", {"job": "prepare", "status": "finished", "config": {}, "digests": {}}
+    )
     rows = [
         (query_id, doc_id, 1, 0.0, 0.0, rank, "m") for rank, (query_id, doc_id) in enumerate(PAIRS, start=1)
     ]
     write_table(table_of(rows, RUN), run / "data" / "shard-00000.parquet")
-    write_json(run / "manifest.json", {"job": "score", "status": "finished", "digests": {}})
+    write_json(run / "manifest.json", {"job": "score", "status": "finished", "config": {}, "digests": {}})
     table = attributions_table([_attribution(*pair) for pair in PAIRS], model_digest="m")
     write_table(table, attributed / "data" / "shard-00000.parquet")
     digests = {
@@ -64,7 +66,10 @@ def job(tmp_path: Path) -> ExplainJob:
         "input:corpus": file_digest(prepared / "corpus.parquet"),
         "input:queries": file_digest(prepared / "queries.parquet"),
     }
-    write_json(attributed / "manifest.json", {"job": "attribute", "status": "finished", "digests": digests})
+    write_json(
+        attributed / "manifest.json",
+        {"job": "attribute", "status": "finished", "config": {}, "digests": digests},
+    )
     return ExplainJob(
         prepared=prepared,
         run=run,

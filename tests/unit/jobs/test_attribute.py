@@ -1,5 +1,6 @@
 """What is attributed, with which seed, and what is refused; the work of one shard, without Ray."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -13,17 +14,17 @@ from jobs.attribute import (
     run_attribute,
 )
 from jobs.config import AttributeJob
-from jobs.manifest import file_digest, read_manifest, write_json
-from jobs.shards import Shard, read_quarantine
+from jobs.manifest import file_digest, folder_digest, opened_output, read_manifest, write_json
+from jobs.shards import Quarantined, Shard, commit_shard, plan_shards, read_quarantine
 from rerank_core.attribution.shap_adapter import ShapAttributor
-from rerank_core.attribution.table import read_attributions
-from rerank_core.errors import ConfigError, DataError, OutputConflictError
+from rerank_core.attribution.table import attributions_table, read_attributions
+from rerank_core.errors import ConfigError, DataError, JobError, OutputConflictError
 from rerank_core.formats import RUN, documents_table, queries_table, table_of, write_table
 from rerank_core.models.artefact import artefact_digest, load_artefact, save_artefact
 from rerank_core.models.build import build_encoder, build_model, load_tokenizer
 from rerank_core.models.scorer import LanguageModelScorer
 from rerank_core.models.tiny import save_tiny_encoder, tiny_tokenizer
-from rerank_core.records import Document, Query
+from rerank_core.records import Attribution, Document, Query
 from rerank_core.testing import OverlapScorer
 
 DOCUMENTS = [
@@ -54,11 +55,16 @@ def prepared(tmp_path):
     folder.mkdir()
     write_table(documents_table(DOCUMENTS), folder / "corpus.parquet")
     write_table(queries_table(QUERIES), folder / "queries.parquet")
-    write_json(folder / "manifest.json", {"job": "prepare", "status": "finished"})
+    _write_manifest(folder, job="prepare", status="finished")
     return folder
 
 
-def _write_run(folder, *, digest, corpus):
+def _write_manifest(folder, *, job, status, **digests):
+    inputs = {f"input:{name}": digest for name, digest in digests.items()}
+    write_json(folder / "manifest.json", {"job": job, "status": status, "config": {}, "digests": inputs})
+
+
+def _write_run(folder, *, digest, prepared):
     (folder / "data").mkdir(parents=True)
     order = {"q1": ["d1", "d2", "d3"], "q2": ["d3", "d2", "d1"]}
     rows = [
@@ -67,15 +73,15 @@ def _write_run(folder, *, digest, corpus):
         for rank, doc_id in enumerate(doc_ids, start=1)
     ]
     write_table(table_of(rows, RUN), folder / "data" / "shard-00000.parquet")
-    digests = {"input:corpus": file_digest(corpus)}
-    write_json(folder / "manifest.json", {"job": "score", "status": "finished", "digests": digests})
+    texts = {name: file_digest(prepared / f"{name}.parquet") for name in ("corpus", "queries")}
+    _write_manifest(folder, job="score", status="finished", **texts)
 
 
 @pytest.fixture
 def job(tmp_path, prepared, artefact):
     """Return a job on a run of two queries with three documents each."""
     run = tmp_path / "run"
-    _write_run(run, digest=artefact_digest(artefact), corpus=prepared / "corpus.parquet")
+    _write_run(run, digest=artefact_digest(artefact), prepared=prepared)
     return AttributeJob(
         prepared=prepared, artefact=artefact, run=run, output=tmp_path / "words", top_k=2, max_evals=60
     )
@@ -106,7 +112,7 @@ def test_the_plan_ends_at_the_most_documents_asked_for(job):
 
 def test_a_run_of_another_model_is_refused_by_both_digests(job, tmp_path):
     run = tmp_path / "other"
-    _write_run(run, digest="0123abcd", corpus=job.prepared / "corpus.parquet")
+    _write_run(run, digest="0123abcd", prepared=job.prepared)
     with pytest.raises(
         ConfigError, match=rf"scored with the model 0123abcd, .* is {artefact_digest(job.artefact)}"
     ):
@@ -116,12 +122,25 @@ def test_a_run_of_another_model_is_refused_by_both_digests(job, tmp_path):
 
 def test_a_run_on_another_corpus_is_refused(job):
     write_table(documents_table(DOCUMENTS[:2]), job.prepared / "corpus.parquet")
-    with pytest.raises(ConfigError, match="pass the prepared folder of that run"):
+    with pytest.raises(ConfigError, match=r"scored on another corpus than .* pass the prepared folder"):
+        run_attribute(job)
+
+
+def test_a_run_of_other_queries_is_refused(job):
+    write_table(queries_table([QUERIES[0], Query("q2", "cold water")]), job.prepared / "queries.parquet")
+    with pytest.raises(ConfigError, match=r"scored on another queries than .* pass the prepared folder"):
+        run_attribute(job)
+    assert not job.output.exists()
+
+
+def test_a_run_that_ranks_nothing_is_refused(job):
+    write_table(table_of([], RUN), job.run / "data" / "shard-00000.parquet")
+    with pytest.raises(JobError, match=r"ranks nothing to attribute; see why in .*run/quarantine"):
         run_attribute(job)
 
 
 def test_an_unfinished_run_is_refused(job):
-    write_json(job.run / "manifest.json", {"job": "score", "status": "running"})
+    _write_manifest(job.run, job="score", status="running")
     with pytest.raises(DataError, match="unfinished; run the same `whyrank score` command again"):
         run_attribute(job)
 
@@ -172,6 +191,51 @@ def test_the_same_shard_gives_the_same_bytes_again(job, tmp_path):
     assert (job.output / name).read_bytes() == (again.output / name).read_bytes()
 
 
+def _committed_before_a_kill(job, *, done, quarantined):
+    """Leave the output as an execution does that is killed when its one shard is committed."""
+    inputs = {
+        "corpus": file_digest(job.prepared / "corpus.parquet"),
+        "queries": file_digest(job.prepared / "queries.parquet"),
+        "artefact": artefact_digest(job.artefact),
+        "run": folder_digest(job.run, patterns=("data/shard-*.parquet",)),
+    }
+    with opened_output(job.output, job="attribute", config=job, inputs=inputs):
+        (shard,) = plan_shards(job.output, planned_keys(job), size=job.shard_documents)
+        table = attributions_table(done, model_digest="m")
+        commit_shard(job.output, shard, table, key_columns=("query_id", "doc_id"), quarantined=quarantined)
+
+
+def _attribution(query_id, doc_id, *, is_truncated=False):
+    return Attribution(query_id, doc_id, 0.0, 0.0, (), (), "partition", 2, 0.0, 7, is_truncated)
+
+
+def test_counts_are_told_on_finishing_and_afterwards(job, caplog):
+    job = _with(job, max_documents=3)
+    done = [_attribution("q1", "d1", is_truncated=True), _attribution("q2", "d3")]
+    _committed_before_a_kill(job, done=done, quarantined=[Quarantined(("q1", "d2"), "the score is nan")])
+    caplog.set_level(logging.INFO, logger="whyrank.attribute")
+    line = (
+        f"{job.output}: 2 of 3 documents attributed, 1 of them truncated, 1 quarantined"
+        f" (reasons in {job.output / 'quarantine'})"
+    )
+    result = AttributeResult(job.output, 2, 1, 1)
+    assert run_attribute(job) == result
+    assert caplog.messages == [line]
+    assert read_manifest(job.output)["results"] == {"documents": 2, "truncated": 1, "quarantined": 1}
+    caplog.clear()
+    assert run_attribute(job) == result
+    assert caplog.messages == [f"{job.output} is finished: nothing to do", line]
+
+
+def test_a_job_with_nothing_left_fails_with_the_first_reason(job):
+    quarantined = [Quarantined(key, f"the score of {key[1]} is nan") for key in planned_keys(job)]
+    _committed_before_a_kill(job, done=[], quarantined=quarantined)
+    for _ in range(2):
+        with pytest.raises(JobError, match=r"all 4; the first, .*: the score of d1 is nan; mend the cause"):
+            run_attribute(job)
+        assert read_manifest(job.output)["status"] == "running"
+
+
 def test_a_document_has_its_own_seed_on_every_machine():
     assert document_seed(0, "q1", doc_id="d1") == 3107248747
     assert len({document_seed(s, q, doc_id=d) for s in (0, 1) for q in ("q", "q2") for d in ("d", "2d")}) == 8
@@ -181,7 +245,7 @@ def test_a_document_has_its_own_seed_on_every_machine():
 @pytest.mark.usefixtures("ray_instance")
 def test_an_interrupted_job_computes_only_what_is_missing_and_then_is_finished(job):
     small = _with(job, shard_documents=1)
-    assert run_attribute(small) == AttributeResult(job.output, 4, 0)
+    assert run_attribute(small) == AttributeResult(job.output, 4, 0, 0)
     shards = sorted((job.output / "data").iterdir())
     assert len(shards) == 4
     whole = {path: path.read_bytes() for path in shards}
@@ -189,10 +253,10 @@ def test_an_interrupted_job_computes_only_what_is_missing_and_then_is_finished(j
     shards[1].unlink()  # as a kill would leave it
     write_json(job.output / "manifest.json", read_manifest(job.output) | {"status": "running"})
     kept = shards[0].stat().st_mtime_ns
-    assert run_attribute(small) == AttributeResult(job.output, 4, 0)
+    assert run_attribute(small) == AttributeResult(job.output, 4, 0, 0)
     assert {path: path.read_bytes() for path in shards} == whole
     assert shards[0].stat().st_mtime_ns == kept
 
-    assert run_attribute(small) == AttributeResult(job.output, 4, 0)  # finished: nothing to do
-    with pytest.raises(OutputConflictError, match="made with another config"):
+    assert run_attribute(small) == AttributeResult(job.output, 4, 0, 0)  # finished: nothing to do
+    with pytest.raises(OutputConflictError, match="made with another setting max_evals"):
         run_attribute(_with(small, max_evals=20))

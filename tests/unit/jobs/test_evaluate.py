@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.parquet as pq
@@ -10,10 +11,10 @@ import pytest
 
 from jobs.config import EvaluateJob, PrepareJob, ScoreJob
 from jobs.evaluate import PER_QUERY, run_evaluate
-from jobs.manifest import finish_output, opened_output
+from jobs.manifest import finish_output, opened_output, scoring_digests, write_json
 from jobs.prepare import run_prepare
 from rerank_core import formats
-from rerank_core.errors import ConfigError, DataError
+from rerank_core.errors import ConfigError, DataError, OutputConflictError
 from rerank_core.evaluation.ranking_metrics import NDCG_BURGES
 from rerank_core.ranking.contract import rank
 
@@ -67,7 +68,7 @@ def write_run(
         for place, (doc_id, value) in enumerate(zip(ranking.doc_ids, ranking.scores, strict=True), start=1):
             rows.append((query_id, doc_id, ranks[doc_id], 0.0, value, place, "digest"))
     config = ScoreJob(prepared=prepared, artefact=output, output=output, fold=fold, split=split)
-    with opened_output(output, job="score", config=config, inputs={}):
+    with opened_output(output, job="score", config=config, inputs=scoring_digests(prepared, fold=fold)):
         (output / "data").mkdir()
         formats.write_table(formats.table_of(rows, formats.RUN), output / "data" / "shard-00000.parquet")
         finish_output(output, results={})
@@ -227,6 +228,39 @@ def test_a_run_of_other_candidates_is_refused(prepared: Path, tmp_path: Path) ->
     with pytest.raises(DataError, match="does not rank its prepared candidates"):
         evaluated(prepared, tmp_path / "metrics", f"dpo={run}")
     assert not (tmp_path / "metrics").exists()
+
+
+def test_a_run_of_another_split_is_refused_by_name(prepared: Path, tmp_path: Path) -> None:
+    other = run_prepare(PrepareJob(output=tmp_path / "other", seed=1)).output
+    runs = [
+        f"dpo={write_run(prepared, tmp_path / 'here', fold=0)}",
+        f"dpo={write_run(other, tmp_path / 'there', fold=1)}",
+    ]
+    with pytest.raises(ConfigError, match=r"run 'dpo' in .*there was scored on another split than fold 1 of"):
+        evaluated(prepared, tmp_path / "metrics", *runs)
+    assert not (tmp_path / "metrics").exists()
+
+
+@pytest.mark.parametrize("name", ["corpus", "queries", "candidates"])
+def test_a_run_of_other_texts_or_candidates_is_refused_by_name(
+    prepared: Path, tmp_path: Path, name: str
+) -> None:
+    run = write_run(prepared, tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["digests"][f"input:{name}"] = "00"
+    write_json(run / "manifest.json", manifest)
+    with pytest.raises(ConfigError, match=f"scored on another {name} than fold 0 of .*; pass the prepared"):
+        evaluated(prepared, tmp_path / "metrics", f"dpo={run}")
+
+
+def test_metrics_are_not_finished_for_another_grade_of_relevance(prepared: Path, tmp_path: Path) -> None:
+    prepared = shutil.copytree(prepared, tmp_path / "prepared")
+    run = write_run(prepared, tmp_path / "run")
+    evaluated(prepared, tmp_path / "metrics", f"dpo={run}")
+    summary = json.loads((prepared / "summary.json").read_text())
+    write_json(prepared / "summary.json", summary | {"relevant_from": 1})
+    with pytest.raises(OutputConflictError, match="made with another input:prepared"):
+        evaluated(prepared, tmp_path / "metrics", f"dpo={run}")
 
 
 def test_an_unknown_fold_is_refused(prepared: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def _attribution(query_id: str, doc_id: str) -> Attribution:
 
 def _finished(folder, *, job, **digests) -> None:
     inputs = {f"input:{name}": digest for name, digest in digests.items()}
-    write_json(folder / "manifest.json", {"job": job, "status": "finished", "digests": inputs})
+    write_json(folder / "manifest.json", {"job": job, "status": "finished", "config": {}, "digests": inputs})
 
 
 @pytest.fixture

@@ -22,9 +22,11 @@ from jobs.manifest import (
     finish_output,
     folder_digest,
     opened_output,
+    other_inputs,
     package_versions,
     read_manifest,
     require_finished,
+    scoring_digests,
     write_json,
 )
 from rerank_core.errors import DataError, OutputConflictError
@@ -108,6 +110,29 @@ def test_a_folders_digest_follows_names_and_bytes_of_the_files_asked_for(tmp_pat
     assert file_digest(tmp_path / "c.txt") == hashlib.sha256(b"one").hexdigest()
 
 
+def prepared_with_one_fold(folder: Path) -> Path:
+    (folder / "fold-0").mkdir(parents=True)
+    for name in ("candidates", "corpus", "queries", "fold-0/split"):
+        (folder / f"{name}.parquet").write_text(name)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["candidates", "corpus", "queries", "split"])
+def test_what_differs_from_the_inputs_of_a_run_is_named(tmp_path: Path, name: str) -> None:
+    prepared = prepared_with_one_fold(tmp_path)
+    digests = scoring_digests(prepared, fold=0)
+    manifest = {"digests": {f"input:{key}": digest for key, digest in digests.items()}}
+    assert other_inputs(manifest, digests) == []
+    (prepared / ("fold-0/split.parquet" if name == "split" else f"{name}.parquet")).write_text("other")
+    assert other_inputs(manifest, scoring_digests(prepared, fold=0)) == [name]
+    assert other_inputs({"digests": {}}, digests) == ["candidates", "corpus", "queries", "split"]
+
+
+def test_a_fold_that_a_prepared_folder_lacks_has_no_digests(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no fold 3; pass a folder that has it"):
+        scoring_digests(prepared_with_one_fold(tmp_path), fold=3)
+
+
 # --- claiming a folder
 
 
@@ -165,6 +190,19 @@ def test_a_folder_with_somebodys_files_is_refused_and_left_alone(config: ScoreJo
     assert not (config.output / "manifest.json").exists()
 
 
+def test_an_output_that_is_a_file_or_lies_below_one_is_refused(config: ScoreJob) -> None:
+    config.output.write_text("years of work")
+    for output in (config.output, config.output / "run"):
+        with (
+            pytest.raises(OutputConflictError, match="is a file or lies below one; choose another --output"),
+            opened(replace(config, output=output)),
+        ):
+            pass
+        with pytest.raises(DataError, match="was not written by a Whyrank job"):
+            read_manifest(output)
+    assert config.output.read_text() == "years of work"
+
+
 def test_a_second_process_is_refused_while_the_first_works(config: ScoreJob) -> None:
     with opened(config):
         with pytest.raises(OutputConflictError, match="another process is working here"), opened(config):
@@ -201,6 +239,17 @@ def test_a_kill_while_the_first_manifest_is_written_leaves_the_folder_new(
 
 
 # --- reading and writing
+
+
+@pytest.mark.parametrize("key", ["job", "status", "digests", "config"])
+def test_a_manifest_without_a_required_key_is_refused(config: ScoreJob, key: str) -> None:
+    with opened(config):
+        pass
+    manifest = read_manifest(config.output)
+    del manifest[key]
+    write_json(config.output / "manifest.json", manifest)
+    with pytest.raises(DataError, match="not the record of a Whyrank job"):
+        read_manifest(config.output)
 
 
 def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,18 @@ import pytest
 
 from jobs.config import AttributeJob, EvaluateJob, ExplainJob, PrepareJob, ReportJob, ScoreJob, TrainJob
 from jobs.evaluate import PER_QUERY, run_evaluate
-from jobs.manifest import finish_output, folder_digest, opened_output, read_manifest, write_json
+from jobs.manifest import (
+    finish_output,
+    folder_digest,
+    opened_output,
+    read_manifest,
+    scoring_digests,
+    write_json,
+)
 from jobs.prepare import run_prepare
 from jobs.report import run_report
 from rerank_core.attribution.table import attributions_table
-from rerank_core.errors import ConfigError, DataError
+from rerank_core.errors import ConfigError, DataError, OutputConflictError
 from rerank_core.explanation.table import explanations_table
 from rerank_core.formats import (
     RUN,
@@ -57,7 +64,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> ReportJob:
     with opened_output(
         root / "model", job="train", config=TrainJob(prepared=job.prepared, output=root / "model"), inputs={}
     ):
-        finish_output(root / "model", results={})
+        finish_output(root / "model", results={"artefacts": {"sft": "s", "dpo": "m"}})
     _write_run(job, artefact=root / "model" / "dpo")
     _write_words(job)
     _write_texts(job)
@@ -114,7 +121,8 @@ def _write_run(job: ReportJob, *, artefact: Path) -> None:
                 )
             )
     config = ScoreJob(prepared=job.prepared, artefact=artefact, output=job.run)
-    with opened_output(job.run, job="score", config=config, inputs={}):
+    inputs = {**scoring_digests(job.prepared, fold=0), "artefact": "m"}
+    with opened_output(job.run, job="score", config=config, inputs=inputs):
         _write_shard(job.run, table_of(rows, RUN))
 
 
@@ -201,6 +209,51 @@ def test_an_artefact_from_elsewhere_leaves_training_out(demo: ReportJob, tmp_pat
     page = run_report(replace(demo, run=moved, output=tmp_path / "report")).html.read_text(encoding="utf-8")
     assert ">score<" in page
     assert ">train<" not in page
+    assert read_manifest(tmp_path / "report")["results"]["training"] is None
+
+
+def _with_own_training(demo: ReportJob, folder: Path) -> ReportJob:
+    """Return the job on copies of the run and of its training, to change."""
+    manifest = read_manifest(demo.run)
+    trained = Path(manifest["config"]["artefact"]).parent
+    shutil.copytree(trained, folder / "model")
+    artefact = str(folder / "model" / "dpo")
+    run = _copy_with_manifest(demo.run, folder / "run", config=manifest["config"] | {"artefact": artefact})
+    return replace(demo, run=run, output=folder / "report")
+
+
+def test_a_training_that_wrote_another_artefact_is_left_out_and_a_line_says_so(
+    demo: ReportJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = _with_own_training(demo, tmp_path)
+    manifest = read_manifest(tmp_path / "model")
+    write_json(
+        tmp_path / "model" / "manifest.json", manifest | {"results": {"artefacts": {"dpo": "retrained"}}}
+    )
+    page = run_report(job).html.read_text(encoding="utf-8")
+    assert ">train<" not in page
+    assert read_manifest(job.output)["results"]["training"] is None
+    assert "the page leaves the training out" in caplog.text
+    assert "did not write the artefact that the run was scored with" in caplog.text
+
+
+def test_a_page_is_not_finished_for_another_record_of_the_training_it_shows(
+    demo: ReportJob, tmp_path: Path
+) -> None:
+    job = _with_own_training(demo, tmp_path)
+    run_report(job)
+    assert read_manifest(job.output)["results"]["training"] == str(tmp_path / "model")
+    write_json(tmp_path / "model" / "manifest.json", read_manifest(tmp_path / "model") | {"seed": 99})
+    with pytest.raises(OutputConflictError, match="made with another input:training"):
+        run_report(job)
+
+
+def test_metrics_of_another_grade_of_relevance_are_refused(demo: ReportJob, tmp_path: Path) -> None:
+    prepared = shutil.copytree(demo.prepared, tmp_path / "prepared")
+    summary = json.loads((prepared / "summary.json").read_text(encoding="utf-8"))
+    write_json(prepared / "summary.json", summary | {"relevant_from": 1})
+    with pytest.raises(ConfigError, match="another --prepared than"):
+        run_report(replace(demo, prepared=prepared, output=tmp_path / "report"))
 
 
 def _copy_with_manifest(folder: Path, copy: Path, **changes: object) -> Path:
@@ -262,5 +315,5 @@ def test_unfinished_and_missing_inputs_are_refused(demo: ReportJob, tmp_path: Pa
     running = _copy_with_manifest(getattr(demo, name), tmp_path / "running", status="running")
     with pytest.raises(DataError, match="is unfinished"):
         run_report(replace(demo, output=tmp_path / "report", **{name: running}))
-    with pytest.raises(DataError, match="was not written by a Whyrank job"):
+    with pytest.raises(DataError, match=r"manifest\.json is missing: run `whyrank \w+ --output"):
         run_report(replace(demo, output=tmp_path / "report", **{name: tmp_path / "nowhere"}))

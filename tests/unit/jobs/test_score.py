@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import shutil
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ import torch
 
 from jobs.config import ScoreJob
 from jobs.leakage import judged
-from jobs.manifest import file_digest, opened_output, read_manifest
+from jobs.manifest import opened_output, read_manifest, scoring_digests
 from jobs.score import (
     RUN_COLUMNS,
     ScoreResult,
@@ -22,7 +24,7 @@ from jobs.score import (
     selected_queries,
 )
 from jobs.shards import Shard, plan_shards, read_quarantine
-from rerank_core.errors import ArtefactError, ConfigError, DataError
+from rerank_core.errors import ArtefactError, ConfigError, DataError, OutputConflictError
 from rerank_core.formats import (
     read_candidates,
     read_documents,
@@ -32,6 +34,8 @@ from rerank_core.formats import (
     read_split,
     read_trec_run,
     rows_of,
+    split_table,
+    write_table,
 )
 from rerank_core.models.artefact import artefact_digest, load_artefact, save_artefact
 from rerank_core.models.build import build_encoder, build_model, load_tokenizer
@@ -182,8 +186,7 @@ def test_a_query_whose_score_is_not_finite_is_quarantined_and_the_others_are_not
 
 def committed_before_a_kill(config: ScoreJob) -> None:
     """Claim the output and commit every shard, as an execution does that is killed before its last step."""
-    names = ("candidates", "corpus", "queries")
-    inputs = {name: file_digest(config.prepared / f"{name}.parquet") for name in names}
+    inputs = scoring_digests(config.prepared, fold=config.fold)
     inputs["artefact"] = artefact_digest(config.artefact)
     with opened_output(config.output, job="score", config=config, inputs=inputs):
         keys = [(query_id,) for query_id in selected_queries(config)]
@@ -192,8 +195,11 @@ def committed_before_a_kill(config: ScoreJob) -> None:
             score(shard)
 
 
-def test_a_run_whose_shards_are_all_committed_is_finished_and_counted(config: ScoreJob) -> None:
+def test_a_run_whose_shards_are_all_committed_is_finished_and_counted(
+    config: ScoreJob, caplog: pytest.LogCaptureFixture
+) -> None:
     committed_before_a_kill(config)
+    caplog.set_level(logging.INFO, logger="whyrank.score")
     result = run_score(replace(config, trec=True))
     cut = read_shards(config.output / "data", {"doc_id": pa.string(), "is_truncated": pa.bool_()})
     num_truncated = sum(is_truncated for _, is_truncated in rows_of(cut))
@@ -206,4 +212,36 @@ def test_a_run_whose_shards_are_all_committed_is_finished_and_counted(config: Sc
     assert {q: r.doc_ids for q, r in written.items()} == {
         q: r.doc_ids for q, r in read_run(config.output, "run").rankings.items()
     }
+    line = (
+        f"{config.output}: 11 of 12 queries ranked, {num_truncated} documents truncated,"
+        f" 1 queries quarantined (reasons in {config.output / 'quarantine'})"
+    )
+    assert caplog.messages == [line]
+    caplog.clear()
     assert run_score(config) == result
+    assert caplog.messages == [f"{config.output} is finished: nothing to do", line]
+
+
+def test_a_trec_file_that_cannot_be_written_leaves_a_finished_run(config: ScoreJob, tmp_path: Path) -> None:
+    config = replace(config, output=tmp_path / "my run")
+    committed_before_a_kill(config)
+    with pytest.raises(DataError, match=r"run\.trec: .*'my run'\) has an empty or blank-separated column"):
+        run_score(replace(config, trec=True))
+    assert read_manifest(config.output)["status"] == "finished"
+    assert run_score(config).num_queries == 12
+
+
+def test_a_run_is_not_finished_for_a_folder_prepared_again_with_another_split(
+    config: ScoreJob, tmp_path: Path
+) -> None:
+    config = replace(config, prepared=shutil.copytree(config.prepared, tmp_path / "prepared"))
+    committed_before_a_kill(config)
+    run_score(config)
+    path = config.prepared / "fold-1" / "split.parquet"
+    split_by_query = read_split(path)
+    one, other = (next(q for q, s in split_by_query.items() if s == split) for split in ("train", "test"))
+    write_table(split_table({**split_by_query, one: "test", other: "train"}), path)
+    unlearnt = load_artefact(config.artefact)
+    save_artefact(unlearnt, tmp_path / "new", head="linear", golden=[], provenance={})
+    with pytest.raises(OutputConflictError, match=r"made with another .*input:split"):
+        run_score(replace(config, artefact=tmp_path / "new"))
