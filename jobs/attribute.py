@@ -36,7 +36,7 @@ from rerank_core.attribution.contract import check_residual
 from rerank_core.attribution.table import attributions_table
 from rerank_core.errors import ConfigError, JobError, WhyrankError
 from rerank_core.formats import RUN, read_documents, read_queries, read_shards, rows_of
-from rerank_core.models.artefact import artefact_digest, load_artefact, read_spec
+from rerank_core.models.artefact import artefact_digest, check_artefact, load_artefact
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -129,7 +129,7 @@ def planned_keys(config: AttributeJob) -> list[Key]:
     require_finished(config.prepared, job="prepare")
     scored = require_finished(config.run, job="score")
     _refuse_other_texts(config, scored)
-    read_spec(config.artefact)
+    check_artefact(config.artefact)
     rows = list(
         rows_of(read_shards(config.run / "data", RUN).select(["rank", "query_id", "doc_id", "model_digest"]))
     )

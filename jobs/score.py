@@ -35,7 +35,7 @@ from rerank_core.formats import (
     table_of,
     write_trec_run,
 )
-from rerank_core.models.artefact import artefact_digest, load_artefact, read_spec
+from rerank_core.models.artefact import artefact_digest, check_artefact, load_artefact
 from rerank_core.ranking.contract import rank
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def run_score(config: ScoreJob) -> ScoreResult:
             finished run cannot be written as TREC lines.
     """
     require_finished(config.prepared, job="prepare")
-    read_spec(config.artefact)
+    check_artefact(config.artefact)
     refuse_other_split(config.artefact, judged(config.prepared, fold=config.fold))
     query_ids = selected_queries(config)
     inputs = scoring_digests(config.prepared, fold=config.fold)
@@ -158,8 +158,9 @@ class ScoreWorker:
         documents = read_documents(folder / "corpus.parquet")
         self._queries = read_queries(folder / "queries.parquet")
         self._candidates = read_candidates(folder / "candidates.parquet", documents)
-        self._scorer = load_artefact(Path(artefact), device=device_here())
-        self._scorer.max_tokens_per_batch = max_tokens_per_batch
+        self._scorer = load_artefact(
+            Path(artefact), device=device_here(), max_tokens_per_batch=max_tokens_per_batch
+        )
         self._output = Path(output)
 
     def __call__(self, shard: Shard) -> int:
