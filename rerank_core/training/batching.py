@@ -31,7 +31,8 @@ class RankingExample:
 
     query_id: str
     documents: tuple[EncodedPair, ...]
-    targets: tuple[float, ...]  # grade / largest grade
+    grades: tuple[int, ...]
+    max_grade: int  # the largest grade of the collection's training rows
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
     reference_scores: tuple[float, ...] = field(default=())
@@ -74,7 +75,8 @@ def ranking_examples(
             RankingExample(
                 query_id=query_id,
                 documents=tuple(encoder.encode(query, texts.documents[row.doc_id]) for row in listed),
-                targets=tuple(row.grade / max_grade for row in listed),
+                grades=tuple(row.grade for row in listed),
+                max_grade=max_grade,
                 chosen=tuple(index[pair.chosen_id] for pair in own),
                 rejected=tuple(index[pair.rejected_id] for pair in own),
             )
@@ -89,7 +91,8 @@ def contrastive_example(
     return RankingExample(
         query_id=query.query_id,
         documents=tuple(encoder.encode(query, document) for document in documents),
-        targets=(1.0,) + (0.0,) * (len(documents) - 1),
+        grades=(1,) + (0,) * (len(documents) - 1),
+        max_grade=1,
         chosen=(0,) * (len(documents) - 1),
         rejected=tuple(range(1, len(documents))),
     )

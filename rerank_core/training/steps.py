@@ -25,12 +25,12 @@ def batch_loss(scores: Tensor, examples: Sequence[RankingExample], *, query_loss
 
 def sft_query_loss(scores: Tensor, example: RankingExample) -> Tensor:
     """Regression of one query's scores on its grades."""
-    return sft_loss(scores, scores.new_tensor(example.targets))
+    return sft_loss(scores, scores.new_tensor(example.grades) / example.max_grade)
 
 
 def contrastive_query_loss(scores: Tensor, example: RankingExample) -> Tensor:
-    """The document with the largest target against the others."""
-    return contrastive_loss(scores, scores.new_tensor(example.targets).argmax())
+    """The document with the largest grade against the others."""
+    return contrastive_loss(scores, scores.new_tensor(example.grades).argmax())
 
 
 def dpo_query_loss(*, beta: float) -> QueryLoss:

@@ -241,13 +241,11 @@ def examples_of(task: StageTask, data: TrainingData) -> list[RankingExample]:
     return stage_examples(task, data, start_scorer(task), rank=0, world=1)
 
 
-def test_sft_learns_from_the_training_queries_with_grades_up_to_one(
-    task: StageTask, data: TrainingData
-) -> None:
+def test_sft_learns_from_the_training_queries_and_their_grades(task: StageTask, data: TrainingData) -> None:
     rows = read_pointwise(data.folder / "pointwise.parquet")
     examples = examples_of(task, data)
     assert [example.query_id for example in examples] == sorted({row.query_id for row in rows})
-    assert max(target for example in examples for target in example.targets) == 1.0
+    assert max(max(example.grades) for example in examples) == examples[0].max_grade == 9
     assert sum(len(example.documents) for example in examples) == len(rows)
 
 
@@ -255,7 +253,7 @@ def test_warm_up_learns_from_titles_and_never_from_a_query(task: StageTask, data
     examples = examples_of(replace(task, name="warmup"), data)
     titled = [doc_id for doc_id, document in data.texts.documents.items() if document.title]
     assert [example.query_id for example in examples] == [f"title:{doc_id}" for doc_id in sorted(titled)]
-    assert all(example.targets[0] == 1.0 == sum(example.targets) for example in examples)
+    assert all(example.grades[0] == 1 == sum(example.grades) for example in examples)
 
 
 def test_every_process_draws_the_same_warm_up(task: StageTask, data: TrainingData) -> None:

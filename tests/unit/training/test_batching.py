@@ -48,7 +48,7 @@ def examples(encoder: PairEncoder) -> list[RankingExample]:
 
 def test_rows_of_one_query_become_one_example(examples: list[RankingExample]) -> None:
     assert [example.query_id for example in examples] == ["q2", "q1"]
-    assert examples[1].targets == pytest.approx((3 / 9, 0.0))
+    assert (examples[1].grades, examples[1].max_grade) == ((3, 0), 9)
     assert (examples[1].chosen, examples[1].rejected) == ((0,), (1,))
     assert examples[0].chosen == ()
 
@@ -92,6 +92,6 @@ def test_reference_scores_must_cover_every_example(examples: list[RankingExample
 
 def test_a_contrastive_example_sets_the_first_document_against_the_others(encoder: PairEncoder) -> None:
     example = contrastive_example(QUERIES["q1"], list(DOCUMENTS.values()), encoder=encoder)
-    assert example.targets == (1.0, 0.0, 0.0)
+    assert example.grades == (1, 0, 0)
     assert list(zip(example.chosen, example.rejected, strict=True)) == [(0, 1), (0, 2)]
     assert contrastive_query_loss(torch.zeros(3), example).item() == pytest.approx(math.log(3))
