@@ -160,17 +160,25 @@ def test_scoring_on_ray_gives_the_scores_of_the_artefact(
     assert shards[0].stat().st_mtime_ns == kept
 
 
-@pytest.mark.slow
 def test_the_same_command_continues_after_the_driver_is_killed(
     prepared: Path, model: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     command = [
         *(sys.executable, "-m", "whyrank", "train", "--prepared", str(prepared), "--output", str(output)),
-        *("--model", str(model), "--max-length", "128", "--objectives", "sft", "--sft.num-epochs", "200"),
+        *(
+            "--model",
+            str(model),
+            "--max-length",
+            "128",
+            "--objectives",
+            "sft",
+            "--sft.num-epochs",
+            str(NUM_EPOCHS),
+        ),
     ]
     with started(command) as driver:
-        wait_for_epoch(output / "train_log.jsonl", 2.0)
+        wait_for_epoch(output / "train_log.jsonl", KILLED_AFTER_EPOCH)
         driver.kill()
         driver.wait()
     finished = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
