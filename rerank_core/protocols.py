@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from rerank_core.records import Attribution, Candidate, Document, Generation, Query
 
 
@@ -39,4 +42,12 @@ class TextGenerator(Protocol):
 
     def generate(self, prompts: Sequence[str], schemas: Sequence[Mapping[str, Any]]) -> list[Generation]:
         """Return one generation per prompt; `schemas[i]` is the JSON schema that text i has to follow."""
+        ...
+
+
+class Embedder(Protocol):
+    """A vector per token of a text, read in its context."""
+
+    def embed(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        """Return one array per text, (tokens, width), in their order; a text's vectors depend on it alone."""
         ...

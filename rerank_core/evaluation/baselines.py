@@ -50,6 +50,13 @@ def floor_rankings(candidates: Mapping[str, Sequence[Candidate]], qrels: Qrels) 
     }
 
 
+def random_rankings(
+    candidates: Mapping[str, Sequence[Candidate]], *, rng: np.random.Generator
+) -> dict[str, Ranking]:
+    """Return each query's candidates in a random order, whatever the order they come in."""
+    return _shuffled(_sorted_ids(candidates), rng)
+
+
 def random_values(
     candidates: Mapping[str, Sequence[Candidate]],
     qrels: Qrels,
@@ -59,10 +66,7 @@ def random_values(
     rng: np.random.Generator,
 ) -> dict[str, QueryValues]:
     """Return `values[metric name][query_id]`, each the mean over random orders of the query's candidates."""
-    doc_ids = {
-        query_id: sorted(candidate.document.doc_id for candidate in candidates[query_id])
-        for query_id in sorted(candidates)
-    }
+    doc_ids = _sorted_ids(candidates)
     sums = {metric.name: dict.fromkeys(doc_ids, 0.0) for metric in measured}
     for _ in range(num_permutations):
         values = evaluate(_shuffled(doc_ids, rng), qrels, measured=measured)
@@ -70,6 +74,13 @@ def random_values(
             for query_id, value in value_by_query.items():
                 sums[name][query_id] += value
     return {name: {q: total / num_permutations for q, total in found.items()} for name, found in sums.items()}
+
+
+def _sorted_ids(candidates: Mapping[str, Sequence[Candidate]]) -> dict[str, list[str]]:
+    return {
+        query_id: sorted(candidate.document.doc_id for candidate in candidates[query_id])
+        for query_id in sorted(candidates)
+    }
 
 
 def _shuffled(doc_ids: Mapping[str, Sequence[str]], rng: np.random.Generator) -> dict[str, Ranking]:

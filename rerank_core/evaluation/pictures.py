@@ -97,13 +97,15 @@ def draw_pictures(findings: Findings) -> dict[str, bytes]:
     }
 
 
-def _new_figure(style: PictureStyle, *, height: float) -> Figure:
+def new_figure(style: PictureStyle, *, height: float) -> Figure:
+    """Return an empty figure of the style's width and paper, `height` CSS pixels high."""
     size = (style.width / PIXELS_PER_INCH, height / PIXELS_PER_INCH)
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.04)
     return Figure(figsize=size, dpi=DPI, facecolor=style.palette.paper, layout=layout)
 
 
-def _png(figure: Figure) -> bytes:
+def png_of(figure: Figure) -> bytes:
+    """Return a figure as a PNG file of 256 colours; figures made alike give the same bytes."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
@@ -128,7 +130,8 @@ def _label(axes: Axes, place: tuple[float, float], text: str, **settings: Any) -
     axes.text(*place, drawable(text), parse_math=False, **settings)
 
 
-def _clear(axes: Axes, palette: Palette) -> None:
+def clear_axes(axes: Axes, palette: Palette) -> None:
+    """Give axes the theme's paper and small faint ticks, without a frame."""
     axes.set_facecolor(palette.paper)
     axes.tick_params(colors=palette.faint, length=0, labelsize=8)
     for spine in axes.spines.values():
@@ -143,11 +146,11 @@ def draw_metrics(table: MetricTable, style: PictureStyle) -> bytes:
     rows = table.rows
     compared = [row for row in rows if row.kind in ("run", "fusion")]
     if style.is_narrow:
-        figure = _new_figure(style, height=27 * (len(rows) + len(compared)) + 150)
+        figure = new_figure(style, height=27 * (len(rows) + len(compared)) + 150)
         values, changes = figure.subplots(2, 1, height_ratios=(len(rows), len(compared) + 0.6))
         places = dict(enumerate(compared))
     else:
-        figure = _new_figure(style, height=29 * len(rows) + 80)
+        figure = new_figure(style, height=29 * len(rows) + 80)
         values, changes = figure.subplots(1, 2, width_ratios=(3, 2))
         places = {y: row for y, row in enumerate(rows) if row in compared}
     _draw_values(values, table, style)
@@ -155,7 +158,7 @@ def draw_metrics(table: MetricTable, style: PictureStyle) -> bytes:
     if not style.is_narrow:  # the same lines as on the left
         changes.set_ylim(*values.get_ylim())
         changes.set_yticks([])
-    return _png(figure)
+    return png_of(figure)
 
 
 def _draw_values(axes: Axes, table: MetricTable, style: PictureStyle) -> None:
@@ -181,7 +184,7 @@ def _draw_changes(
 
 
 def _prepare_dots(axes: Axes, title: str, style: PictureStyle) -> None:
-    _clear(axes, style.palette)
+    clear_axes(axes, style.palette)
     axes.grid(axis="x", color=style.palette.rule, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.set_title(
@@ -226,19 +229,19 @@ def draw_rank_changes(queries: Sequence[RankedQuery], style: PictureStyle) -> by
     """Draw a panel per query: a line per document from its BM25 rank to its rank, the grade at both ends."""
     columns = 1 if style.is_narrow else max(len(queries), 2)
     rows = -(-len(queries) // columns)
-    figure = _new_figure(style, height=rows * 300 + 40)
+    figure = new_figure(style, height=rows * 300 + 40)
     grid = figure.subplots(rows, columns, squeeze=False)
     highest = max((d.grade or 0 for q in queries for d in q.documents), default=1) or 1
     for axes in grid.flat[len(queries) :]:
         axes.set_visible(False)
     for axes, query in zip(grid.flat, queries, strict=False):
         _slopes(axes, query, style, highest=highest)
-    return _png(figure)
+    return png_of(figure)
 
 
 def _slopes(axes: Axes, query: RankedQuery, style: PictureStyle, *, highest: int) -> None:
     palette = style.palette
-    _clear(axes, palette)
+    clear_axes(axes, palette)
     below = DEPTH + 1  # one place for all ranks under the fold
     shown = [d for d in query.documents if min(d.first_stage_rank, d.rank) <= DEPTH]
     lowest = min(below, max((max(d.first_stage_rank, d.rank) for d in shown), default=1))
@@ -318,7 +321,7 @@ def draw_words(explained: ExplainedDocument, style: PictureStyle) -> bytes:
     shown = heat_map(explained.attribution, explained.ranked.document, cited=())
     placed, end = _placed_words(shown, width=style.width)
     height = end + 96
-    figure = _new_figure(style, height=height)
+    figure = new_figure(style, height=height)
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, style.width), ylim=(height, 0))
     axes.set_axis_off()
@@ -326,7 +329,7 @@ def draw_words(explained: ExplainedDocument, style: PictureStyle) -> bytes:
     for item in placed:
         _draw_word(axes, item, style.palette)
     _draw_sum(axes, explained, style, y=end + 18)
-    return _png(figure)
+    return png_of(figure)
 
 
 def _draw_heading(axes: Axes, explained: ExplainedDocument, style: PictureStyle) -> None:

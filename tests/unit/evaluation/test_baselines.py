@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import permutations
 
 import numpy as np
@@ -11,6 +12,7 @@ from rerank_core.evaluation.baselines import (
     first_stage_rankings,
     floor_rankings,
     ideal_rankings,
+    random_rankings,
     random_values,
 )
 from rerank_core.evaluation.ranking_metrics import evaluate, metrics
@@ -55,3 +57,14 @@ def test_random_is_near_the_mean_over_all_orders_and_repeats_with_its_seed() -> 
     )
     assert first == second
     assert first["ndcg@10"]["q"] == pytest.approx(exact, abs=0.02)
+
+
+def test_every_order_is_as_likely_whatever_order_the_candidates_come_in(rng: np.random.Generator) -> None:
+    orders = Counter(random_rankings(CANDIDATES, rng=rng)["q"].doc_ids for _ in range(1200))
+    assert set(orders) == set(permutations("abc"))
+    assert all(150 <= count <= 250 for count in orders.values())
+    backwards = {"q": CANDIDATES["q"][::-1]}
+    first, second = (
+        random_rankings(found, rng=np.random.default_rng(3)) for found in (CANDIDATES, backwards)
+    )
+    assert first == second
