@@ -131,6 +131,18 @@ def conclude_failure(placement: Placement, reason: str, *, generator: str) -> Ex
     return _fallback(placement, [problem], generation=Generation("", 0, 0), generator=generator)
 
 
+def shared_words(query: str, text: str) -> list[str]:
+    """Return the first `MAX_CITED` words of a text that a query has too, as the text writes them."""
+    in_query = {normalise(word.text) for word in words(query)}
+    joining = {normalise(word) for word in connectives()}
+    shown: dict[str, str] = {}
+    for word in words(text):
+        form = normalise(word.text)
+        if form in in_query and form not in joining:
+            shown.setdefault(form, word.text)
+    return list(shown.values())[:MAX_CITED]
+
+
 def _beginning(text: str, max_chars: int) -> str:
     """Return whole words from the start of a text, `max_chars` at most; part of the first if it is longer."""
     if len(text) <= max_chars:
@@ -191,7 +203,7 @@ def _fallback(
     placement: Placement, problems: Sequence[str], *, generation: Generation, generator: str
 ) -> Explanation:
     if placement.evidence is None:
-        shared = _shared_words(placement)
+        shared = shared_words(placement.query.text, placement.document.content)
         citations = tuple(Citation(word) for word in shared)
         listed = _enumerated(shared) if shared else "no word"
         sentences = [render(load_template("shared"), {"words": listed})]
@@ -210,17 +222,6 @@ def _fallback(
         generator=generator,
         problems=tuple(problems),
     )
-
-
-def _shared_words(placement: Placement) -> list[str]:
-    in_query = {normalise(word.text) for word in words(placement.query.text)}
-    joining = {normalise(word) for word in connectives()}
-    shown: dict[str, str] = {}
-    for word in words(placement.document.content):
-        form = normalise(word.text)
-        if form in in_query and form not in joining:
-            shown.setdefault(form, word.text)
-    return list(shown.values())[:MAX_CITED]
 
 
 def _explanation(  # noqa: PLR0913 - one argument per part of the record
