@@ -1,6 +1,7 @@
 """The reranker artefact: one folder that training writes and everything else reads.
 
     config.json, model.safetensors, tokenizer files    the backbone and its tokenizer
+    adapter/                                            LoRA adapters, where they are kept beside the weights
     head.safetensors                                    the single neuron
     reranker.json                                       template, head, scale, lengths, tolerance, provenance
     golden.jsonl                                        pairs with their scores; loading re-scores them
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rerank_core.errors import ArtefactError, ConfigError
+from rerank_core.models.adapters import merge_adapter, save_backbone
 from rerank_core.models.build import (
     LOAD_ERRORS,
     first_line,
@@ -49,6 +51,9 @@ FORMAT_VERSION = 1
 NUM_GOLDEN_PAIRS = 32
 TOLERANCE = {"fp32": 1e-4}
 """How far a golden pair's score may lie from the recorded one, by precision, on any device."""
+
+
+LARGEST_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,28 +95,44 @@ def save_artefact(
     spec = RerankerSpec(
         **asdict(prompt_format), head=head, pooling=scorer.model.pooling, provenance=dict(provenance)
     )
+    for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed
+        shutil.rmtree(stale, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    scorer.model.backbone.save_pretrained(temporary, safe_serialization=True)
-    scorer.tokenizer.save_pretrained(temporary)
-    weights = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in scorer.model.head.state_dict().items()
-    }
-    save_file(weights, temporary / "head.safetensors")
-    (temporary / "reranker.json").write_text(json.dumps(asdict(spec), indent=2) + "\n", encoding="utf-8")
-    _write_golden(scorer, temporary / "golden.jsonl", golden[:NUM_GOLDEN_PAIRS])
+    try:
+        _write_files(scorer, temporary, spec=spec, golden=golden[:NUM_GOLDEN_PAIRS])
+    except BaseException:  # a full disk would stay full of a half-written copy
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     if folder.exists():
         shutil.rmtree(folder)
     temporary.rename(folder)
 
 
-def _write_golden(scorer: LanguageModelScorer, path: Path, pairs: Sequence[tuple[Query, Document]]) -> None:
-    scores = scorer.score_pairs(pairs)
-    with path.open("w", encoding="utf-8") as stream:
-        for (query, document), score in zip(pairs, scores, strict=True):
-            row = {"query": query.text, "title": document.title, "text": document.text, "score": score}
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+def _write_files(
+    scorer: LanguageModelScorer,
+    folder: Path,
+    *,
+    spec: RerankerSpec,
+    golden: Sequence[tuple[Query, Document]],
+) -> None:
+    golden_rows = _golden_rows(scorer, golden)  # before adapters are taken off
+    save_backbone(scorer.model.backbone, folder)
+    scorer.tokenizer.save_pretrained(folder)
+    weights = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in scorer.model.head.state_dict().items()
+    }
+    save_file(weights, folder / "head.safetensors")
+    (folder / "reranker.json").write_text(json.dumps(asdict(spec), indent=2) + "\n", encoding="utf-8")
+    (folder / "golden.jsonl").write_text("".join(golden_rows), encoding="utf-8")
+
+
+def _golden_rows(scorer: LanguageModelScorer, pairs: Sequence[tuple[Query, Document]]) -> list[str]:
+    rows = []
+    for (query, document), score in zip(pairs, scorer.score_pairs(pairs), strict=True):
+        row = {"query": query.text, "title": document.title, "text": document.text, "score": score}
+        rows.append(json.dumps(row, ensure_ascii=False) + "\n")
+    return rows
 
 
 def load_artefact(
@@ -198,23 +219,30 @@ def _known_settings(spec: RerankerSpec) -> dict[str, bool]:
         "score_scale": spec.score_scale == "logit",
         "calibration": spec.calibration is None,
         "long_documents": spec.long_documents == "truncate",
-        "tolerance": isinstance(spec.tolerance, dict) and type(spec.tolerance.get("fp32")) in (int, float),
+        "tolerance": isinstance(spec.tolerance, dict) and _is_tolerance(spec.tolerance.get("fp32")),
         "provenance": isinstance(spec.provenance, dict),
     }
+
+
+def _is_tolerance(value: object) -> bool:
+    """A tolerance that lets any score pass would be no check."""
+    return isinstance(value, float) and 0 < value <= LARGEST_TOLERANCE
 
 
 def artefact_digest(folder: Path) -> str:
     """Return a digest over all that decides a score: weights, configuration, tokenizer, reranker.json."""
     whole = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
         with path.open("rb") as stream:
-            whole.update(f"{path.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+            whole.update(f"{name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return whole.hexdigest()
 
 
 def _load_model(folder: Path, spec: RerankerSpec) -> SingleNeuronModel:
     config = load_config(folder)
     backbone = load_backbone(folder, config)
+    merge_adapter(backbone, folder)
     positions = usable_positions(config)
     if positions is not None and spec.max_length > positions:
         raise ArtefactError(
@@ -234,7 +262,8 @@ def _load_model(folder: Path, spec: RerankerSpec) -> SingleNeuronModel:
 
 def _check_golden(scorer: LanguageModelScorer, path: Path, *, tolerance: float) -> None:
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        # not splitlines(), which would also split at the line separators that a text may hold
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         pairs = [
             (Query("golden", row["query"]), Document("golden", row["text"], title=row["title"]))
             for row in rows

@@ -115,6 +115,23 @@ def load_config(folder: Path) -> PretrainedConfig:
     return config
 
 
+def load_shortened_config(folder: Path, *, num_layers: int | None) -> PretrainedConfig:
+    """Return a model folder's configuration with only the first layers, where a number is given.
+
+    Raises:
+        ConfigError: the model has fewer layers than asked for.
+        ArtefactError: `config.json` is broken.
+    """
+    config = load_config(folder)
+    if num_layers is not None:
+        if num_layers > config.num_hidden_layers:
+            raise ConfigError(
+                f"{folder} has {config.num_hidden_layers} layers, not {num_layers}; lower --num-layers"
+            )
+        config.num_hidden_layers = num_layers
+    return config
+
+
 def load_backbone(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
     """Return a folder's model in fp32, without output layers; runs no code of the folder.
 
@@ -124,8 +141,6 @@ def load_backbone(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
     from transformers import AutoModel
 
     try:
-        accepted = inspect.signature(type(_skeleton(config)).__init__).parameters
-        extra = {"add_pooling_layer": False} if "add_pooling_layer" in accepted else {}
         backbone: PreTrainedModel = AutoModel.from_pretrained(
             folder,
             config=config,
@@ -133,7 +148,7 @@ def load_backbone(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
-            **extra,
+            **_without_pooling_layer(skeleton(config)),
         )
     except LOAD_ERRORS as error:
         raise ArtefactError(
@@ -154,16 +169,36 @@ def usable_positions(config: PretrainedConfig) -> int | None:
     RoBERTa's family keeps the first rows of its position embedding for padding.
     """
     positions: int | None = getattr(config, "max_position_embeddings", None)
-    return None if positions is None else positions - first_position(_skeleton(config))
+    return None if positions is None else positions - first_position(skeleton(config))
 
 
-def _skeleton(config: PretrainedConfig) -> PreTrainedModel:
-    """Return the model of a configuration without any weights: in no memory, within milliseconds."""
+def refuse_longer_than_positions(config: PretrainedConfig, *, max_length: int) -> None:
+    """Check that a model has a position for every token.
+
+    Raises:
+        ConfigError: it has fewer.
+    """
+    positions = usable_positions(config)
+    if positions is not None and max_length > positions:
+        raise ConfigError(
+            f"max_length {max_length} exceeds the model's {positions} positions; lower --max-length"
+        )
+
+
+def skeleton(config: PretrainedConfig) -> PreTrainedModel:
+    """Return the model of `load_backbone` without any weights: in no memory, within milliseconds."""
     from transformers import AutoModel
 
     with torch.device("meta"):
-        skeleton: PreTrainedModel = AutoModel.from_config(copy.deepcopy(config), trust_remote_code=False)
-    return skeleton
+        model: PreTrainedModel = AutoModel.from_config(copy.deepcopy(config), trust_remote_code=False)
+        if settings := _without_pooling_layer(model):
+            model = AutoModel.from_config(copy.deepcopy(config), trust_remote_code=False, **settings)
+    return model
+
+
+def _without_pooling_layer(model: PreTrainedModel) -> dict[str, bool]:
+    accepted = inspect.signature(type(model).__init__).parameters
+    return {"add_pooling_layer": False} if "add_pooling_layer" in accepted else {}
 
 
 def build_encoder(
@@ -174,11 +209,7 @@ def build_encoder(
     Raises:
         ConfigError: the model has fewer positions than `max_length`.
     """
-    positions = usable_positions(config)
-    if positions is not None and max_length > positions:
-        raise ConfigError(
-            f"max_length {max_length} exceeds the model's {positions} positions; lower --max-length"
-        )
+    refuse_longer_than_positions(config, max_length=max_length)
     if is_causal(config):
         template = YES_NO_TEMPLATE if head == "yes_no" else TEXT_TEMPLATE
     else:
@@ -210,13 +241,7 @@ def build_model(folder: Path, *, head: HeadKind, num_layers: int | None, seed: i
         ConfigError: the model has fewer layers than asked for, or no rows for "yes" and "no".
         ArtefactError: `config.json` or the weights are broken.
     """
-    config = load_config(folder)
-    if num_layers is not None:
-        if num_layers > config.num_hidden_layers:
-            raise ConfigError(
-                f"{folder} has {config.num_hidden_layers} layers, not {num_layers}; lower --num-layers"
-            )
-        config.num_hidden_layers = num_layers
+    config = load_shortened_config(folder, num_layers=num_layers)
     rows = _yes_no_difference(folder) if head == "yes_no" else None
     backbone = load_backbone(folder, config)
     pooling = default_pooling(config)

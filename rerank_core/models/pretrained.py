@@ -33,16 +33,31 @@ def resolve_model(name: str) -> Path:
         ConfigError: nothing goes by that name.
         ArtefactError: the folder holds pickled weights or code (see `check_model_folder`).
     """
-    if name == "minilm":
-        folder = _package_folder(MINILM_PACKAGE) / "model"
-    elif name == "smollm2":
-        folder = _dequantised_smollm2()
-    elif Path(name).is_dir():
-        folder = Path(name)
-    else:
-        folder = _hub_folder(name)
+    folder = _find_folder(name, hub_patterns=HUB_PATTERNS)
     check_model_folder(folder)
     return folder
+
+
+def resolve_config(name: str) -> Path:
+    """Return a folder with a checked `config.json`; unlike `resolve_model` it needs and fetches no weights.
+
+    Raises:
+        ConfigError: nothing goes by that name.
+        ArtefactError: `config.json` is missing, broken or asks for remote code.
+    """
+    folder = _find_folder(name, hub_patterns=["config.json"])
+    _check_config(folder)
+    return folder
+
+
+def _find_folder(name: str, *, hub_patterns: list[str]) -> Path:
+    if name == "minilm":
+        return _package_folder(MINILM_PACKAGE) / "model"
+    if name == "smollm2":
+        return _dequantised_smollm2()
+    if Path(name).is_dir():
+        return Path(name)
+    return _hub_folder(name, patterns=hub_patterns)
 
 
 def check_model_folder(folder: Path) -> None:
@@ -52,8 +67,7 @@ def check_model_folder(folder: Path) -> None:
         ArtefactError: there is a pickle, a program, a link out of the folder or an `auto_map`, or there are
             no safetensors.
     """
-    if not (folder / "config.json").is_file():
-        raise ArtefactError(f"{folder / 'config.json'} is missing: {folder} is not a model folder")
+    _check_config(folder)
     for path in sorted(folder.rglob("*")):
         if path.suffix in PICKLE_SUFFIXES:
             raise ArtefactError(
@@ -67,6 +81,13 @@ def check_model_folder(folder: Path) -> None:
         _refuse_auto_map(path)
     if not any(folder.glob("*.safetensors")):
         raise ArtefactError(f"{folder} holds no *.safetensors; convert the weights with `save_pretrained`")
+
+
+def _check_config(folder: Path) -> None:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ArtefactError(f"{path} is missing: {folder} is not a model folder")
+    _refuse_auto_map(path)
 
 
 def _refuse_auto_map(path: Path) -> None:
@@ -99,12 +120,12 @@ def _package_folder(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def _hub_folder(name: str) -> Path:
+def _hub_folder(name: str, *, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_PATTERNS))
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigError(
             f"model {name!r} is neither `minilm`, `smollm2`, a folder, nor a model the hub gave us"

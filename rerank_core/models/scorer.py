@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from rerank_core.errors import ConfigError
+from rerank_core.models.prefix_scorer import can_share_prefix, pack, packed_mask, prefix_rows, row_length
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -178,6 +179,7 @@ class SingleNeuronModel(nn.Module):
         self._has_positions = "position_ids" in accepted
         self._first_position = first_position(backbone)
         self._settings = {"use_cache": False} if "use_cache" in accepted else {}
+        self.can_pack = pooling == "last" and can_share_prefix(backbone)
 
     @property
     def config(self) -> Any:
@@ -198,6 +200,24 @@ class SingleNeuronModel(nn.Module):
             of_query = unit_mean(hidden, attention_mask * (1 - segment_ids))
             pooled = of_query * unit_mean(hidden, attention_mask * segment_ids)
         scores: Tensor = self.head(pooled).squeeze(-1)  # (rows,)
+        return scores
+
+    def forward_packed(
+        self, *, input_ids: Tensor, position_ids: Tensor, block_ids: Tensor, last_tokens: Tensor
+    ) -> Tensor:
+        """Return one score per document, (documents,), from `pack`'s inputs; only where `can_pack`."""
+        hidden = self.backbone(
+            input_ids=input_ids,
+            position_ids=position_ids + self._first_position,
+            attention_mask=packed_mask(block_ids, dtype=self.backbone.dtype),
+            **self._settings,
+        ).last_hidden_state  # (rows, length, width)
+        scores: Tensor = self.head(hidden.flatten(0, 1)[last_tokens]).squeeze(-1)  # (documents,)
+        return scores
+
+    def batch_scores(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the scores of one batch that `pair_batches` has made for this model, (pairs,)."""
+        scores: Tensor = self.forward_packed(**inputs) if self.can_pack else self(**inputs)
         return scores
 
 
@@ -257,6 +277,24 @@ def length_batches(lengths: Sequence[int], *, max_tokens: int) -> Iterator[list[
         yield batch
 
 
+def pair_batches(
+    pairs: Sequence[EncodedPair], *, can_pack: bool, max_tokens: int, pad_id: int
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Yield the pairs in batches: the indices of a batch's pairs, and the model's inputs in that order.
+
+    A batch has at most `max_tokens` padded tokens, or one row. With `can_pack` a row holds pairs behind the
+    prefix that they share, else a row is a pair.
+    """
+    rows = prefix_rows(pairs, max_tokens=max_tokens) if can_pack else [[index] for index in range(len(pairs))]
+    listed = [[pairs[index] for index in row] for row in rows]
+    for chosen in length_batches([row_length(row) for row in listed], max_tokens=max_tokens):
+        indices = [index for row in chosen for index in rows[row]]
+        if can_pack:
+            yield indices, pack([listed[row] for row in chosen], pad_id=pad_id)
+        else:
+            yield indices, pad([pairs[index] for index in indices], pad_id=pad_id)
+
+
 class LanguageModelScorer:
     """A `Scorer` over a single-neuron model; scores are logits and depend on their own pair alone."""
 
@@ -283,17 +321,23 @@ class LanguageModelScorer:
         return self.score_pairs([(query, document) for document in documents])
 
     def score_pairs(self, pairs: Sequence[tuple[Query, Document]]) -> list[float]:
-        """Return one score per pair, in the order of `pairs`; batches hold pairs of similar length."""
+        """Return one score per pair, in the order of `pairs`."""
         return self.score_encoded([self.encoder.encode(query, document) for query, document in pairs])
 
     def score_encoded(self, pairs: Sequence[EncodedPair]) -> list[float]:
-        """Return one score per encoded pair, in the order of `pairs`."""
+        """Return one score per encoded pair, in the order of `pairs`.
+
+        Pairs with the same query share the work on it where the model can be packed.
+        """
         scores = [0.0] * len(pairs)
-        lengths = [len(pair.input_ids) for pair in pairs]
-        for batch in length_batches(lengths, max_tokens=self.max_tokens_per_batch):
-            values = self._forward([pairs[index] for index in batch])
-            for index, value in zip(batch, values, strict=True):
-                scores[index] = value
+        for indices, inputs in pair_batches(
+            pairs,
+            can_pack=self.model.can_pack,
+            max_tokens=self.max_tokens_per_batch,
+            pad_id=self.tokenizer.pad_token_id,
+        ):
+            for index, score in zip(indices, self._forward(inputs), strict=True):
+                scores[index] = score
         return scores
 
     def visible_content(self, query: Query, document: Document) -> str:
@@ -301,10 +345,11 @@ class LanguageModelScorer:
         return self.encoder.visible_content(query, document)
 
     @torch.inference_mode()
-    def _forward(self, pairs: Sequence[EncodedPair]) -> list[float]:
-        inputs = pad(pairs, pad_id=self.tokenizer.pad_token_id)
+    def _forward(self, inputs: Mapping[str, Tensor]) -> list[float]:
         device = self.model.head.weight.device
-        values: list[float] = (
-            self.model(**{name: tensor.to(device) for name, tensor in inputs.items()}).float().tolist()
+        scores: list[float] = (
+            self.model.batch_scores({name: tensor.to(device) for name, tensor in inputs.items()})
+            .float()
+            .tolist()
         )
-        return values
+        return scores

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rerank_core.models.scorer import EncodedPair, PairEncoder, pad
+from rerank_core.models.scorer import EncodedPair, PairEncoder, pair_batches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,7 +35,8 @@ class RankingExample:
     max_grade: int  # the largest grade of the collection's training rows
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
-    reference_scores: tuple[float, ...] = field(default=())
+    reference_scores: tuple[float, ...] = field(default=())  # the frozen reference's
+    reward_scores: tuple[float, ...] = field(default=())  # the frozen reward model's
 
 
 class RankingExamples(Dataset[RankingExample]):
@@ -107,17 +108,38 @@ def with_reference(
     ]
 
 
-@dataclass(frozen=True, slots=True)
+def with_rewards(
+    examples: Sequence[RankingExample], scores: Sequence[Sequence[float]]
+) -> list[RankingExample]:
+    """Return the examples with the frozen reward model's scores; `scores[i]` belongs to `examples[i]`."""
+    return [replace(example, reward_scores=tuple(own)) for example, own in zip(examples, scores, strict=True)]
+
+
+def num_truncated(examples: Sequence[RankingExample]) -> int:
+    """Return how many documents of the examples the model reads without their end, or without the query's."""
+    return sum(document.is_truncated for example in examples for document in example.documents)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankingCollator:
-    """Puts examples into one batch: the documents of all queries in one model call."""
+    """Puts examples into one call of a `ListModel`: every document of every query, once."""
 
     pad_id: int
+    can_pack: bool  # the model's own
+    max_tokens: int  # padded tokens whose activations are held at a time
 
     def __call__(self, examples: Sequence[RankingExample]) -> dict[str, Any]:
         """Return the model's inputs, and `examples`: the queries' parts of the scores, in order."""
         documents = [document for example in examples for document in example.documents]
-        inputs: dict[str, Any] = dict(pad(documents, pad_id=self.pad_id))
-        return inputs | {"examples": tuple(examples)}
+        made = list(
+            pair_batches(documents, can_pack=self.can_pack, max_tokens=self.max_tokens, pad_id=self.pad_id)
+        )
+        order = torch.tensor([index for indices, _ in made for index in indices])
+        return {
+            "batches": tuple(inputs for _, inputs in made),
+            "places": order.argsort(),
+            "examples": tuple(examples),
+        }
 
 
 def split_scores(scores: Tensor, examples: Sequence[RankingExample]) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """The artefact gives the same scores everywhere, or is refused."""
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +60,36 @@ def test_saving_again_replaces_the_folder(scorer: LanguageModelScorer, artefact:
     save_artefact(scorer, artefact, head="linear", golden=GOLDEN[:3], provenance={"seed": 8})
     assert read_spec(artefact).provenance == {"seed": 8}
     assert [path.name for path in artefact.parent.iterdir() if "tmp" in path.name] == []
+
+
+def test_golden_texts_may_hold_any_line_separator(scorer: LanguageModelScorer, tmp_path: Path) -> None:
+    odd = Document(
+        "odd", "sea\u2028surface\u2029temperature\x85of\x0bthe\x0cnorth\r\nsea\n", title="a\u2028b"
+    )
+    save_artefact(scorer, tmp_path / "odd", head="linear", golden=[(QUERY, odd)], provenance={})
+    assert load_artefact(tmp_path / "odd").score(QUERY, [odd]) == pytest.approx(scorer.score(QUERY, [odd]))
+
+
+def test_what_a_killed_process_left_is_cleared_away(scorer: LanguageModelScorer, tmp_path: Path) -> None:
+    (tmp_path / ".artefact.1.tmp").mkdir()
+    save_artefact(scorer, tmp_path / "artefact", head="linear", golden=GOLDEN, provenance={})
+    assert [path.name for path in tmp_path.iterdir()] == ["artefact"]
+
+
+def test_a_disk_that_fills_up_leaves_the_older_artefact_whole(
+    scorer: LanguageModelScorer, artefact: Path
+) -> None:
+    before = artefact_digest(artefact)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # files end here, as on a full disk
+    try:
+        with pytest.raises(Exception, match=r"(File too large|os error 27)"):
+            save_artefact(scorer, artefact, head="linear", golden=GOLDEN, provenance={})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert artefact_digest(artefact) == before
+    assert [path.name for path in artefact.parent.iterdir()] == ["artefact"]
+    load_artefact(artefact)
 
 
 def test_a_changed_golden_score_is_refused(artefact: Path) -> None:
@@ -132,6 +163,8 @@ BROKEN = {
     "more length than positions": (_set("max_length", 129), "max_length 129, the model has 128 positions"),
     "no room for a document": (_set("max_query_length", 48), "leaves no room for a document"),
     "tolerance a number": (_set("tolerance", 1), "value of tolerance that is not known"),
+    "tolerance endless": (_set("tolerance", {"fp32": float("inf")}), "value of tolerance that is not known"),
+    "tolerance of zero": (_set("tolerance", {"fp32": 0.0}), "value of tolerance that is not known"),
     "tolerance as text": (_set("tolerance", {"fp32": "1e-4"}), "value of tolerance that is not known"),
     "provenance a list": (_set("provenance", []), "value of provenance that is not known"),
     "template a list": (_set("template", ["{query}"]), "value of template that is not known"),

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rerank_core.errors import ArtefactError, ConfigError
 from rerank_core.models import pretrained
 from rerank_core.models.build import load_tokenizer
-from rerank_core.models.pretrained import check_model_folder, resolve_model
+from rerank_core.models.pretrained import check_model_folder, resolve_config, resolve_model
 
 
 @pytest.fixture
@@ -67,6 +67,19 @@ def test_a_hostile_folder_is_refused(model_folder: Path, fault: str) -> None:
 
 def test_a_plain_folder_is_accepted(model_folder: Path) -> None:
     assert resolve_model(str(model_folder)) == model_folder
+
+
+def test_a_configuration_is_found_without_weights(model_folder: Path) -> None:
+    (model_folder / "model.safetensors").unlink()
+    assert resolve_config(str(model_folder)) == model_folder
+
+
+@pytest.mark.parametrize("fault", ["no config", "config no JSON", "remote code"])
+def test_a_hostile_configuration_is_refused(model_folder: Path, fault: str) -> None:
+    change, message = HOSTILE[fault]
+    change(model_folder)
+    with pytest.raises(ArtefactError, match=message):
+        resolve_config(str(model_folder))
 
 
 def test_the_layout_of_the_hub_cache_is_accepted(model_folder: Path, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """A query with all its documents is one example, scored once."""
 
-import math
-
 import pytest
 import torch
 
@@ -14,11 +12,11 @@ from rerank_core.training.batching import (
     RankingExamples,
     Texts,
     contrastive_example,
+    num_truncated,
     ranking_examples,
     split_scores,
     with_reference,
 )
-from rerank_core.training.steps import batch_loss, contrastive_query_loss, dpo_query_loss, sft_query_loss
 
 QUERIES = {"q1": Query("q1", "sea ice"), "q2": Query("q2", "river")}
 DOCUMENTS = {
@@ -53,36 +51,34 @@ def test_rows_of_one_query_become_one_example(examples: list[RankingExample]) ->
     assert examples[0].chosen == ()
 
 
-def test_a_batch_holds_the_documents_of_all_queries_in_order(examples: list[RankingExample]) -> None:
-    batch = RankingCollator(pad_id=1)(examples)
-    assert batch["input_ids"].shape[0] == 3
+def test_a_batch_holds_every_document_once_and_says_whose_score_is_whose(
+    examples: list[RankingExample],
+) -> None:
+    batch = RankingCollator(pad_id=1, can_pack=False, max_tokens=2)(examples)
+    ids = [list(inputs["input_ids"][0]) for inputs in batch["batches"]]
+    documents = [document for example in examples for document in example.documents]
+    assert [ids[place] for place in batch["places"]] == [list(d.input_ids) for d in documents]
     parts = split_scores(torch.tensor([1.0, 2.0, 3.0]), batch["examples"])
     assert [part.tolist() for part in parts] == [[1.0], [2.0, 3.0]]
+
+
+def test_documents_of_one_query_are_packed_behind_its_prefix(examples: list[RankingExample]) -> None:
+    batch = RankingCollator(pad_id=1, can_pack=True, max_tokens=8192)(examples)
+    (inputs,) = batch["batches"]
+    assert sorted(inputs["block_ids"].max(dim=1).values.tolist()) == [1, 2]
+
+
+def test_truncated_documents_are_counted(encoder: PairEncoder) -> None:
+    long = Document("long", "sea ice depth " * 20)
+    cut = contrastive_example(QUERIES["q1"], [*DOCUMENTS.values(), long, long], encoder=encoder)
+    whole = contrastive_example(QUERIES["q1"], list(DOCUMENTS.values()), encoder=encoder)
+    assert num_truncated([cut, whole, cut]) == 4
 
 
 def test_the_data_set_gives_examples_by_index(examples: list[RankingExample]) -> None:
     data = RankingExamples(examples)
     assert len(data) == 2
     assert data[1] is examples[1]
-
-
-def test_the_loss_of_a_batch_is_the_mean_over_queries_not_documents(examples: list[RankingExample]) -> None:
-    loss = batch_loss(torch.tensor([0.0, 0.0, 0.0]), examples, query_loss=sft_query_loss)
-    of_q2, of_q1 = 0.25, ((0.5 - 3 / 9) ** 2 + 0.25) / 2
-    assert loss.item() == pytest.approx((of_q2 + of_q1) / 2)
-
-
-def test_dpo_reads_margin_and_reference_of_the_same_pair(examples: list[RankingExample]) -> None:
-    (example,) = with_reference(examples[1:], [[0.5, 1.5]])
-    loss = dpo_query_loss(beta=0.1)(torch.tensor([2.0, -1.0]), example)
-    assert loss.item() == pytest.approx(math.log1p(math.exp(-0.1 * (3.0 - (-1.0)))))
-
-
-def test_dpo_starts_at_ln_2(examples: list[RankingExample]) -> None:
-    (example,) = with_reference(examples[1:], [[0.5, 1.5]])
-    assert dpo_query_loss(beta=0.1)(torch.tensor([0.5, 1.5]), example).item() == pytest.approx(
-        math.log(2), abs=1e-6
-    )
 
 
 def test_reference_scores_must_cover_every_example(examples: list[RankingExample]) -> None:
@@ -94,4 +90,3 @@ def test_a_contrastive_example_sets_the_first_document_against_the_others(encode
     example = contrastive_example(QUERIES["q1"], list(DOCUMENTS.values()), encoder=encoder)
     assert example.grades == (1, 0, 0)
     assert list(zip(example.chosen, example.rejected, strict=True)) == [(0, 1), (0, 2)]
-    assert contrastive_query_loss(torch.zeros(3), example).item() == pytest.approx(math.log(3))
