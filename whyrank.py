@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import importlib
 import inspect
@@ -17,12 +18,15 @@ from jobs.config import (
     DemoJob,
     EvaluateJob,
     ExplainJob,
+    GenerativeTrainJob,
+    MemoryJob,
     PrepareJob,
     ReportJob,
     ScoreJob,
     TrainJob,
 )
 from jobs.environment import prepare_environment
+from jobs.recipes import RECIPES, memory_of
 from rerank_core.errors import WhyrankError
 
 if TYPE_CHECKING:
@@ -30,7 +34,9 @@ if TYPE_CHECKING:
 
 JOBS: dict[str, type] = {
     "prepare": PrepareJob,
+    "memory": MemoryJob,
     "train": TrainJob,
+    "train-generative": GenerativeTrainJob,
     "score": ScoreJob,
     "attribute": AttributeJob,
     "explain": ExplainJob,
@@ -38,7 +44,7 @@ JOBS: dict[str, type] = {
     "report": ReportJob,
     "demo": DemoJob,
 }
-"""Each job's configuration; `jobs.<name>.run_<name>` runs it, and is imported only then."""
+"""Each job's configuration; `jobs.<name>.run_<name>` (`_` for `-`) runs it, and is imported only then."""
 
 DESCRIPTION = """Re-rank with a language model, and measure which words caused each rank.
 
@@ -56,7 +62,8 @@ EXIT_USER_ERROR = 2
 def parse(arguments: Sequence[str] | None) -> Any:
     """Return the configuration that the arguments ask for; exits after `--help` and on unknown arguments."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    choices = [_choice(name, kind, with_examples=given[:1] == [name]) for name, kind in JOBS.items()]
+    default = _take_recipe(given) if given[:1] in (["train"], ["memory"]) else None
+    choices = [_choice(name, kind, given=given, default=default) for name, kind in JOBS.items()]
     any_job: type[Any] = functools.reduce(operator.or_, choices)
     return tyro.cli(
         any_job,
@@ -67,11 +74,29 @@ def parse(arguments: Sequence[str] | None) -> Any:
     )
 
 
-def _choice(name: str, kind: type, *, with_examples: bool) -> Any:
+def _take_recipe(given: list[str]) -> TrainJob | MemoryJob | None:
+    """Take `--recipe NAME` out of the arguments of `train` or `memory`; return the settings it stands for.
+
+    Exits with 2 where there is no such recipe.
+    """
+    reader = argparse.ArgumentParser(prog=f"whyrank {given[0]}", add_help=False, allow_abbrev=False)
+    reader.add_argument("--recipe", choices=RECIPES)
+    found, given[:] = reader.parse_known_args(given)
+    if found.recipe is None:
+        return None
+    recipe = RECIPES[found.recipe](tyro.MISSING, tyro.MISSING)  # the two folders stay to be given
+    return recipe if given[0] == "train" else memory_of(recipe)
+
+
+def _choice(name: str, kind: type, *, given: Sequence[str], default: TrainJob | MemoryJob | None) -> Any:
     """Return a job as tyro reads it; its examples belong in its own help, not in the list of all jobs."""
     text = inspect.getdoc(kind) or ""
-    text = text if with_examples else text.partition("\n")[0]
-    return Annotated[kind, tyro.conf.subcommand(name, prefix_name=False, description=text)]
+    text = text if [*given[:1]] == [name] else text.partition("\n")[0]
+    if type(default) is kind:
+        settings = tyro.conf.subcommand(name, prefix_name=False, description=text, default=default)
+    else:
+        settings = tyro.conf.subcommand(name, prefix_name=False, description=text)
+    return Annotated[kind, settings]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,12 +106,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("whyrank").setLevel(logging.INFO)
     try:
         config = parse(arguments)
-        name = next(name for name, kind in JOBS.items() if type(config) is kind)
+        name = next(name for name, kind in JOBS.items() if type(config) is kind).replace("-", "_")
         getattr(importlib.import_module(f"jobs.{name}"), f"run_{name}")(config)
     except WhyrankError as error:
-        sys.stderr.write(f"whyrank: {error}\n")
-        return EXIT_USER_ERROR
+        return _refused(str(error))
+    except FileNotFoundError as error:
+        return _refused(f"{error.filename} is missing; run the job that writes it again")
+    except ModuleNotFoundError as error:
+        return _refused(
+            f"{error.name} is not installed; install Whyrank with the extra that the job needs:"
+            " pip install 'whyrank[train,batch,cpu]' (or gpu)"
+        )
     return 0
+
+
+def _refused(message: str) -> int:
+    sys.stderr.write(f"whyrank: {message}\n")
+    return EXIT_USER_ERROR
 
 
 if __name__ == "__main__":

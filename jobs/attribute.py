@@ -21,7 +21,7 @@ from jobs.manifest import (
     require_finished,
 )
 from jobs.progress import shard_progress
-from jobs.ray_session import Need, device_here, device_share, ray_session, require
+from jobs.ray_session import Need, device_here, device_share, ray_session, require, require_shared
 from jobs.shards import (
     ActorPool,
     Key,
@@ -171,6 +171,8 @@ def _attribute_pending(config: AttributeJob, keys: Sequence[Key]) -> None:
     with ray_session(config.address):
         share = device_share(config.num_workers)
         require(Need(num_workers=config.num_workers, cpus=share.cpus, gpus=share.gpus))
+        for folder in (config.prepared, config.artefact, config.output):
+            require_shared(folder)
         pool = ActorPool(
             worker=AttributeWorker,
             arguments={

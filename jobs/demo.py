@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, replace
 
 from rich.console import Console
+from rich.markup import escape
 
 from jobs.attribute import run_attribute
 from jobs.config import (
@@ -23,7 +24,7 @@ from jobs.evaluate import run_evaluate
 from jobs.explain import run_explain
 from jobs.prepare import run_prepare
 from jobs.ray_session import num_gpus, ray_session
-from jobs.recipes import minilm_cpu
+from jobs.recipes import small_cpu
 from jobs.report import ReportResult, run_report
 from jobs.score import run_score
 from jobs.train import UNTRAINED, run_train
@@ -65,7 +66,8 @@ def run_demo(config: DemoJob) -> ReportResult:
         run_explain(plan.explain)
         report = run_report(plan.report)
     console = Console(soft_wrap=True)
-    console.print(f"\nDone in {time.monotonic() - started:.0f} s. The report: [bold]{report.html}[/bold]")
+    page = escape(str(report.html))
+    console.print(f"\nDone in {time.monotonic() - started:.0f} s. The report: [bold]{page}[/bold]")
     for line in report.lines:
         console.print(f"  • {line}", markup=False)
     return report
@@ -75,7 +77,7 @@ def demo_plan(config: DemoJob, *, num_workers: int) -> DemoPlan:
     """Return the jobs of the demo: one fold of the sample is ranked, its best documents are explained."""
     root, prepared = config.output, config.output / "prepared"
     recipe = replace(
-        minilm_cpu(prepared, root / "train"),
+        small_cpu(prepared, root / "train"),
         seed=config.seed,
         num_workers=num_workers,
         address=config.address,

@@ -36,6 +36,11 @@ def environment() -> dict[str, str]:
     return variables if has_gpu else variables | {"DS_ACCELERATOR": "cpu"}
 
 
+def shared_environment() -> dict[str, str]:
+    """Return the variables that hold on every node of a cluster; paths and devices are each node's own."""
+    return dict(_ALWAYS)
+
+
 def prepare_environment() -> None:
     """Set the variables of this process; what the user has set stays, the search path gains our programs."""
     for name, value in environment().items():

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jobs.manifest import (
@@ -25,8 +26,10 @@ from jobs.manifest import (
     scoring_digests,
     write_json,
 )
+from jobs.shards import read_quarantine
 from rerank_core.data.splits import members
 from rerank_core.errors import ConfigError, DataError
+from rerank_core.evaluation.baselines import first_stage_rankings
 from rerank_core.evaluation.comparison import (
     RESERVED_NAMES,
     MeasuredRun,
@@ -83,19 +86,21 @@ class _Prepared:
 
 @dataclass(frozen=True, slots=True)
 class _NamedRun:
-    """The run folders of one name, by fold, read and checked."""
+    """The run folders of one name, by fold, read and checked; how many test queries have no ranking."""
 
     name: str
     rankings_by_fold: Mapping[int, Mapping[str, Ranking]]
+    num_quarantined: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Evaluation:
-    """Everything measured, and the fusion weight of each run and fold."""
+    """Everything measured; by run the fusion weight of each fold, and the test queries in quarantine."""
 
     runs: Sequence[MeasuredRun]
     measured: Sequence[Metric]
     weights: Mapping[str, Mapping[int, float]]
+    num_quarantined: Mapping[str, int]
 
 
 def run_evaluate(config: EvaluateJob) -> EvaluateResult:
@@ -106,9 +111,12 @@ def run_evaluate(config: EvaluateJob) -> EvaluateResult:
     name, cover every query exactly once. The fusion weight is the config's, or else chosen on the dev queries
     of each fold, where the run covers them.
 
+    All methods are measured on the same queries: one that `score` put in quarantine, because a score is not a
+    number, counts in the order of the first stage, the fallback.
+
     Raises:
-        DataError: an input is missing, unfinished or of another prepared folder, or two runs cover different
-            folds.
+        DataError: an input is missing, unfinished or of another prepared folder, two runs cover different
+            folds, or a run has every test query of a fold in quarantine.
         ConfigError: a run has a reserved name, or was scored on another split, other texts or candidates.
         OutputConflictError: the output folder belongs to other settings or inputs.
     """
@@ -119,14 +127,13 @@ def run_evaluate(config: EvaluateJob) -> EvaluateResult:
         for name, found in folders.items()
         for folder in found
     }
-    inputs = {"prepared": prepared_digest(config.prepared)}
-    inputs |= {str(folder): folder_digest(folder, patterns=("data/*.parquet",)) for folder in fold_by_folder}
     folds = [config.fold] if config.fold is not None else sorted(set(fold_by_folder.values()))
     prepared = _read_prepared(config.prepared, folds=folds)
     named = [
         _read_named(name, found, fold_by_folder=fold_by_folder, prepared=prepared)
         for name, found in folders.items()
     ]
+    inputs = _input_digests(config.prepared, folders, fold_by_folder=fold_by_folder)
     with opened_output(config.output, job="evaluate", config=config, inputs=inputs) as state:
         if state == "finished":
             logger.info("%s is finished: nothing to do", config.output)
@@ -148,6 +155,22 @@ def prepared_digest(prepared: Path) -> str:
     return folder_digest(prepared, patterns=("**/*.parquet", "summary.json"))
 
 
+def _input_digests(
+    prepared: Path, folders: Mapping[str, Sequence[Path]], *, fold_by_folder: Mapping[Path, int]
+) -> dict[str, str]:
+    runs = {
+        run_input(name, fold_by_folder[folder]): folder_digest(folder, patterns=("data/*.parquet",))
+        for name, found in folders.items()
+        for folder in found
+    }
+    return {"prepared": prepared_digest(prepared), **runs}
+
+
+def run_input(name: str, fold: int) -> str:
+    """Return what a manifest calls a run folder, wherever it lies: the run's name, and the fold it ranks."""
+    return f"{name}/fold-{fold}"
+
+
 def show_metrics(table: MetricTable, measured: Sequence[Metric], *, console: Console) -> None:
     """Print one row per run: means, and the difference from the first stage with its interval."""
     title = (
@@ -160,9 +183,8 @@ def show_metrics(table: MetricTable, measured: Sequence[Metric], *, console: Con
         header = name.replace("_", "\n").replace("@", "\n@")
         shown.add_column(header, no_wrap=True, min_width=5)
     for row in table.rows:
-        shown.add_row(
-            row.name, *(f"{row.values[metric.name].mean:.3f}" for metric in measured), _difference(row)
-        )
+        means = [f"{row.values[metric.name].mean:.3f}" for metric in measured]
+        shown.add_row(escape(row.name), *means, _difference(row))
     console.print(shown)
 
 
@@ -212,16 +234,47 @@ def _read_named(
     name: str, folders: Sequence[Path], *, fold_by_folder: Mapping[Path, int], prepared: _Prepared
 ) -> _NamedRun:
     rankings_by_fold: dict[int, Mapping[str, Ranking]] = {}
+    num_quarantined = 0
     for folder in folders:
         fold = fold_by_folder[folder]
         if fold in rankings_by_fold:
             raise DataError(f"run {name!r} has two folders of fold {fold} ({folder} is the second); name one")
         if fold in prepared.folds:
-            rankings_by_fold[fold] = read_run(folder, name).rankings
+            unranked = _quarantined(folder, prepared)
+            num_quarantined += _num_tested(name, folder, unranked=unranked, split=prepared.folds[fold])
+            rankings_by_fold[fold] = {**read_run(folder, name).rankings, **unranked}
     for fold, split in prepared.folds.items():
         _check_covers(name, fold, split=split, rankings=rankings_by_fold.get(fold, {}))
         check_candidates(rankings_by_fold[fold], prepared.candidates)
-    return _NamedRun(name, rankings_by_fold)
+    return _NamedRun(name, rankings_by_fold, num_quarantined)
+
+
+def _quarantined(folder: Path, prepared: _Prepared) -> dict[str, Ranking]:
+    """The queries of a run folder that got no ranking, each in the order of the first stage."""
+    query_ids = [row.key[0] for row in read_quarantine(folder)]
+    return first_stage_rankings({query_id: prepared.candidates[query_id] for query_id in query_ids})
+
+
+def _num_tested(name: str, folder: Path, *, unranked: Mapping[str, Ranking], split: Fold) -> int:
+    """The number of test queries among those without a ranking, after a word on them."""
+    tested = members(split)["test"]
+    num = sum(query_id in unranked for query_id in tested)
+    where = folder / "quarantine"
+    if num and num == len(tested):
+        raise DataError(
+            f"run {name!r} ranks no test query: {where} holds all {num} of them; mend the cause named there,"
+            " and score into another folder"
+        )
+    if num:
+        logger.warning(
+            "run %r has no ranking of %d of %d test queries (reasons in %s): they count in the order of the"
+            " first stage",
+            name,
+            num,
+            len(tested),
+            where,
+        )
+    return num
 
 
 def _check_covers(name: str, fold: int, *, split: Fold, rankings: Mapping[str, Ranking]) -> None:
@@ -254,7 +307,8 @@ def _evaluate(config: EvaluateJob, prepared: _Prepared, *, named: Sequence[_Name
             fused = _pooled(run, prepared, weights=found)
             values = evaluate(fused, prepared.qrels, measured=measured)
             runs.append(MeasuredRun(f"bm25+{run.name}", "fusion", values))
-    return _Evaluation([*runs, baselines["ideal"]], measured, weights)
+    num_quarantined = {run.name: run.num_quarantined for run in named}
+    return _Evaluation([*runs, baselines["ideal"]], measured, weights, num_quarantined)
 
 
 def _pooled(
@@ -317,6 +371,7 @@ def _write(
             name: {str(fold): weight for fold, weight in found.items()}
             for name, found in evaluation.weights.items()
         },
+        "quarantined": dict(evaluation.num_quarantined),
     }
     write_json(output / "metrics.json", written)
     return written

@@ -15,7 +15,7 @@ from jobs.progress import progress_bar
 from jobs.ray_session import ray_session
 from jobs.shards import Key, Shard, commit_shard, pending_shards, plan_shards
 from rerank_core.attribution.table import read_attributions
-from rerank_core.errors import ConfigError, DataError
+from rerank_core.errors import ConfigError, DataError, JobError
 from rerank_core.explanation.evidence import select_evidence
 from rerank_core.explanation.explain import (
     MAX_DOCUMENT_CHARS,
@@ -65,7 +65,7 @@ def run_explain(config: ExplainJob) -> ExplainResult:
 
     Raises:
         WhyrankError: an input is missing, wrong or of another run, the cluster is too small, or the engine
-            failed for good.
+            failed for good or answered no request.
     """
     placements = planned_placements(config)
     model = resolve_model(config.model)
@@ -108,7 +108,7 @@ def input_digests(config: ExplainJob, model: Path) -> dict[str, str]:
         "queries": file_digest(config.prepared / "queries.parquet"),
         "run": folder_digest(config.run, patterns=SHARDS),
         "attributions": folder_digest(config.attributions, patterns=SHARDS),
-        "model": folder_digest(model, patterns=("*.safetensors", "*.json", "*.jinja")),
+        "model": folder_digest(model),
     }
 
 
@@ -217,10 +217,49 @@ def _explain_pending(
         bar = progress.add_task(
             "explain: starting the engine", total=num_texts, completed=num_texts - len(work)
         )
-        for shard, explanations in whole_shards(work, generate(requests, engine), generator=config.model):
-            table = explanations_table(explanations)
-            commit_shard(config.output, shard, table, key_columns=("query_id", "doc_id"), quarantined=())
-            progress.update(bar, advance=len(explanations), description="explain: texts")
+        answers = generate(requests, engine)
+        if len(pending) == len(shards):  # else an earlier execution had an answer: without one none commits
+            answers = once_answered(answers)
+        for num_explained in commit_answers(config, work, answers):
+            progress.update(bar, advance=num_explained, description="explain: texts")
+
+
+def once_answered(
+    answers: Iterator[tuple[int, Generation | Failure]],
+) -> Iterator[tuple[int, Generation | Failure]]:
+    """Yield all answers in their order, the first failures only once a request was answered.
+
+    Raises:
+        JobError: no request was answered.
+    """
+    failures: list[tuple[int, Failure]] = []
+    for index, answer in answers:
+        if isinstance(answer, Failure):
+            failures.append((index, answer))
+            continue
+        yield from failures
+        yield index, answer
+        yield from answers
+        return
+    if failures:
+        reason = failures[0][1].reason
+        raise JobError(
+            f"the engine answered none of {len(failures)} requests, so nothing is written; the first reason:"
+            f" {reason}; mend the cause and run the same command again, or choose another --model or"
+            " --max-model-tokens with another --output"
+        )
+
+
+def commit_answers(
+    config: ExplainJob,
+    work: Sequence[tuple[Shard, Placement]],
+    answers: Iterator[tuple[int, Generation | Failure]],
+) -> Iterator[int]:
+    """Commit each shard once its last answer is there; yield the number of its explanations."""
+    for shard, explanations in whole_shards(work, answers, generator=config.model):
+        table = explanations_table(explanations)
+        commit_shard(config.output, shard, table, key_columns=("query_id", "doc_id"), quarantined=())
+        yield len(explanations)
 
 
 def whole_shards(

@@ -28,6 +28,8 @@ PACKAGES = (
     "transformers",
     "ray",
     "deepspeed",
+    "trl",
+    "peft",
     "shap",
     "ranx",
     "bm25s",
@@ -162,6 +164,7 @@ def _refuse_other(
     )
     if changed:
         names = changed if changed != ["config"] else _changed_settings(manifest.get("config", {}), config)
+        names = names or ["version of the settings"]
         raise OutputConflictError(
             f"{output} was made with another {', '.join(names)}; choose another --output or delete the folder"
         )
@@ -247,24 +250,19 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the source tree with "+changes" where it differs; None outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
+    """Return the commit of the source tree with "+changes" where it differs; None outside a checkout.
+
+    An installed package may lie inside somebody's repository: only one that tracks these files counts.
+    """
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    return _git("describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*")
+
+
+def _git(*arguments: str) -> str | None:
+    """Return what git prints about this file's folder; None where it fails, or there is no git."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
     try:
-        commit = subprocess.run(
-            [
-                "git",
-                "-C",
-                str(root),
-                "describe",
-                "--always",
-                "--abbrev=40",
-                "--dirty=+changes",
-                "--exclude=*",
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (FileNotFoundError, subprocess.CalledProcessError):
         return None
-    return commit.stdout.strip()

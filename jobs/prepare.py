@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jobs.manifest import OutputState, file_digest, finish_output, folder_digest, opened_output, write_json
@@ -116,7 +117,7 @@ def run_prepare(config: PrepareJob) -> PrepareResult:
 
 def show_summary(summary: Mapping[str, Any], *, console: Console) -> None:
     """Print the counts of a prepared folder."""
-    table = Table("what", "count", title=f"prepared {summary['collection']}")
+    table = Table("what", "count", title=f"prepared {escape(summary['collection'])}")
     for name, value in summary.items():
         if name != "collection":
             table.add_row(name.replace("_", " "), str(value))
@@ -146,7 +147,10 @@ def _exclusion_files(config: PrepareJob) -> list[Path]:
 
 
 def _cut(document: Document, *, max_chars: int) -> Document:
-    return replace(document, text=document.text[:max_chars]) if len(document.text) > max_chars else document
+    """Return the document with title and text within the limit; the very same one where they are."""
+    if max(len(document.title), len(document.text)) <= max_chars:
+        return document
+    return replace(document, title=document.title[:max_chars], text=document.text[:max_chars])
 
 
 def _input_digests(config: PrepareJob) -> dict[str, str]:

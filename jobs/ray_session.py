@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jobs.environment import prepare_environment
+from jobs.environment import prepare_environment, shared_environment
 from rerank_core.errors import ResourceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 MIN_LOGICAL_CPUS = 8
 """Ray Data's stages each hold a logical CPU; with fewer than this a two-core machine would wait for ever."""
 
 OBJECT_STORE_BYTES = 512 * 1024**2
+CONNECT_TIMEOUT_S = 5.0
+PROBE_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +48,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         return
     if address is None:
         ray.init(
+            address="local",  # else Ray would join a cluster that RAY_ADDRESS or an earlier `ray start` names
             num_cpus=max(os.cpu_count() or 1, MIN_LOGICAL_CPUS),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
@@ -63,11 +68,40 @@ def _connect(address: str) -> None:
     import ray
 
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError) as error:
+        _require_listener(address)
+        ray.init(
+            address=address,
+            runtime_env={"env_vars": shared_environment()},
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except (OSError, ValueError) as error:
         raise ResourceError(
             f"no Ray cluster answers at {address!r} ({str(error).splitlines()[0]}); check --address"
         ) from error
+
+
+def _require_listener(address: str) -> None:
+    """Raise OSError where nothing listens: Ray itself would go on trying for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+
+
+def require_shared(folder: Path) -> None:
+    """Check that the workers of the connected cluster see a folder as this process does.
+
+    Raises:
+        ResourceError: a worker does not find it: it is on no storage that the nodes share.
+    """
+    import ray
+
+    path = str(folder.resolve())
+    if not ray.get(ray.remote(os.path.isdir).options(num_cpus=0).remote(path), timeout=PROBE_TIMEOUT_S):
+        raise ResourceError(
+            f"the workers of the cluster do not find {path}; put inputs and outputs on storage that all nodes"
+            " share, under the same path"
+        )
 
 
 def require(need: Need) -> None:

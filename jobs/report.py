@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.evaluate import PER_QUERY, prepared_digest
+from jobs.evaluate import PER_QUERY, prepared_digest, run_input
 from jobs.manifest import (
     MANIFEST,
     finish_output,
@@ -120,13 +121,23 @@ def _finished_inputs(config: ReportJob) -> dict[str, _Input]:
     folders |= {"explain": config.explanations, "evaluate": config.metrics}
     inputs = {job: _Input(folder, require_finished(folder, job=job)) for job, folder in folders.items()}
     scored = inputs["score"].manifest
-    training = Path(scored["config"]["artefact"]).parent  # where `whyrank train` leaves an artefact
-    try:
-        trained = _training_of(scored, training)
-    except DataError as error:  # the artefact was moved, came from elsewhere, or was trained anew since
-        logger.warning("the page leaves the training out: %s", error)
-        return inputs
-    return {"prepare": inputs.pop("prepare"), "train": trained, **inputs}
+    problems = []
+    for training in _training_folders(config.run, scored):
+        try:
+            trained = _training_of(scored, training)
+        except DataError as error:  # the artefact was moved, came from elsewhere, or was trained anew since
+            problems.append(str(error))
+        else:
+            return {"prepare": inputs.pop("prepare"), "train": trained, **inputs}
+    logger.warning("the page leaves the training out: %s", problems[0])
+    return inputs
+
+
+def _training_folders(run: Path, scored: Mapping[str, Any]) -> list[Path]:
+    """Return where `whyrank train` may have left a run's artefact: as recorded, or moved with the run."""
+    artefact, output = (Path(scored["config"][name]) for name in ("artefact", "output"))
+    moved = os.path.normpath(run / os.path.relpath(artefact, output))
+    return [artefact.parent, Path(moved).parent]
 
 
 def _training_of(scored: Mapping[str, Any], folder: Path) -> _Input:
@@ -172,13 +183,14 @@ def _refuse_strangers(config: ReportJob, inputs: Mapping[str, _Input]) -> None:
             )
 
 
-def _run_name(config: ReportJob, manifest: Mapping[str, Any]) -> str:
+def _run_name(config: ReportJob, inputs: Mapping[str, _Input]) -> str:
     """Return the name under which the run was evaluated: folders are known by what they hold."""
+    manifest, fold = inputs["evaluate"].manifest, inputs["score"].manifest["config"]["fold"]
     digest = folder_digest(config.run, patterns=SHARDS)
     for item in manifest["config"]["runs"]:
-        name, _, folder = item.partition("=")
-        if manifest["digests"].get(f"input:{Path(folder)}") == digest:
-            return str(name)
+        name = str(item.partition("=")[0])
+        if manifest["digests"].get(f"input:{run_input(name, fold)}") == digest:
+            return name
     raise ConfigError(
         f"{config.metrics} does not evaluate {config.run}, but {', '.join(manifest['config']['runs'])}; "
         f"run `whyrank evaluate` with it"
@@ -188,14 +200,15 @@ def _run_name(config: ReportJob, manifest: Mapping[str, Any]) -> str:
 def load_findings(config: ReportJob, inputs: Mapping[str, _Input]) -> Findings:
     """Return what the page shows."""
     prepared = _read_prepared(config.prepared)
-    run_name = _run_name(config, inputs["evaluate"].manifest)
+    run_name = _run_name(config, inputs)
     metrics = _read_metrics(config.metrics / "metrics.json")
     ranked = _read_ranked(config.run, prepared)
     values = _read_values(config.metrics / "per_query.parquet", metric=metrics.headline)
     split = read_split(
         config.prepared / f"fold-{inputs['score'].manifest['config']['fold']}" / "split.parquet"
     )
-    tested = [query_id for query_id in members(split)["test"] if query_id in values[run_name]]
+    covered = ranked.keys() & values[run_name].keys()  # a query in quarantine has a value, but no ranking
+    tested = [query_id for query_id in members(split)["test"] if query_id in covered]
     if not tested:
         raise ConfigError(
             f"{config.metrics} covers no test query of the fold that {config.run} was scored for; "

@@ -12,7 +12,7 @@ import pyarrow as pa
 from jobs.leakage import judged, refuse_other_split
 from jobs.manifest import finish_output, opened_output, require_finished, scoring_digests
 from jobs.progress import shard_progress
-from jobs.ray_session import Need, device_here, device_share, ray_session, require
+from jobs.ray_session import Need, device_here, device_share, ray_session, require, require_shared
 from jobs.shards import (
     ActorPool,
     Quarantined,
@@ -104,7 +104,7 @@ def _counts_line(result: ScoreResult) -> str:
     num_ranked = result.num_queries - result.num_quarantined
     where = f" (reasons in {result.run / 'quarantine'})" if result.num_quarantined else ""
     return (
-        f"{result.run}: {num_ranked} of {result.num_queries} queries ranked, {result.num_truncated} documents"
+        f"{result.run}: {num_ranked} of {result.num_queries} queries ranked, {result.num_truncated} pairs"
         f" truncated, {result.num_quarantined} queries quarantined{where}"
     )
 
@@ -135,6 +135,8 @@ def _score_pending(config: ScoreJob, query_ids: Sequence[str]) -> None:
     with ray_session(config.address):
         share = device_share(config.num_workers)
         require(Need(num_workers=config.num_workers, cpus=share.cpus, gpus=share.gpus))
+        for folder in (config.prepared, config.artefact, config.output):
+            require_shared(folder)
         pool = ActorPool(
             worker=ScoreWorker,
             arguments={

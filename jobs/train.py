@@ -14,31 +14,36 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.leakage import judged, learnt_from, refuse_other_split
 from jobs.manifest import finish_output, folder_digest, opened_output, require_finished
+from jobs.objective_trainer import HELD_OUT_NDCG
 from jobs.progress import progress_bar
-from jobs.ray_session import Need, num_gpus, ray_session, require
+from jobs.ray_session import Need, num_gpus, ray_session, require, require_shared
 from jobs.shards import root_cause
-from jobs.train_worker import (
-    StageTask,
-    golden_pairs,
-    read_training_data,
-    start_scorer,
-    train_stage,
-)
+from jobs.stage import StageTask, golden_pairs, read_training_data, start_scorer
+from jobs.train_worker import train_stage
 from rerank_core.errors import ConfigError, DataError, JobError
 from rerank_core.formats import read_pairs, read_pointwise
-from rerank_core.models.artefact import artefact_digest, is_artefact, load_artefact, read_spec, save_artefact
+from rerank_core.models.artefact import (
+    artefact_digest,
+    check_artefact,
+    is_artefact,
+    load_artefact,
+    read_spec,
+    save_artefact,
+)
 from rerank_core.models.pretrained import resolve_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rich.progress import Progress
 
-    from jobs.config import Objective, StageConfig, TrainJob
+    from jobs.config import GenerativeTrainJob, Objective, StageConfig, TrainJob
+    from jobs.train_generative_worker import GenerativeTask
 
 logger = logging.getLogger("whyrank.train")
 
 UNTRAINED = "untrained"
+TRAIN_LOG = "train_log.jsonl"
 POLL_INTERVAL_S = 0.5
 
 
@@ -91,8 +96,17 @@ def check_inputs(config: TrainJob, model_folder: Path) -> dict[str, str]:
     refuse_other_split(model_folder, here)
     refuse_other_shape(config, model_folder)
     refuse_nothing_to_learn(config)
-    rows = folder_digest(config.prepared / f"fold-{config.fold}" / "train")
-    return {"train": rows, "texts": here.texts, "model": artefact_digest(model_folder)}
+    fold = config.prepared / f"fold-{config.fold}"
+    digests = {
+        "train": folder_digest(fold / "train"),
+        "dev": folder_digest(fold / "dev"),
+        "texts": here.texts,
+    }
+    if "ppo" in config.objectives and config.ppo.reward_model is not None:
+        check_artefact(config.ppo.reward_model)
+        refuse_other_split(config.ppo.reward_model, here)
+        digests["reward_model"] = artefact_digest(config.ppo.reward_model)
+    return digests | {"model": artefact_digest(model_folder)}
 
 
 def refuse_other_shape(config: TrainJob, model_folder: Path) -> None:
@@ -119,22 +133,37 @@ def refuse_nothing_to_learn(config: TrainJob) -> None:
     Raises:
         DataError: no training document has a grade, or no training query has a pair.
     """
-    folder = config.prepared / f"fold-{config.fold}" / "train"
-    if "sft" in config.objectives and not any(
-        row.grade for row in read_pointwise(folder / "pointwise.parquet")
-    ):
+    fold = config.prepared / f"fold-{config.fold}"
+    if {"sft", "ppo"} & {*config.objectives} and not _has_grade(fold / "train"):
         raise DataError(
-            f"{folder}: no training document has a grade above 0; prepare with more --train-candidates"
+            f"{fold / 'train'}: no training document has a grade above 0; prepare with more"
+            " --train-candidates"
         )
-    if "dpo" in config.objectives and not read_pairs(folder / "pairs.parquet"):
+    if {"rm", "dpo"} & {*config.objectives} and not read_pairs(fold / "train" / "pairs.parquet"):
         raise DataError(
-            f"{folder}: no two training documents differ in grade; prepare with more --train-candidates"
+            f"{fold / 'train'}: no two training documents differ in grade; prepare with more"
+            " --train-candidates"
         )
+    if config.patience and not _has_grade(fold / "dev"):
+        raise DataError(
+            f"{fold / 'dev'}: no dev document has a grade above 0, so no epoch can be chosen; leave"
+            " --patience at 0, or prepare with more --train-candidates"
+        )
+
+
+def _has_grade(folder: Path) -> bool:
+    return any(row.grade for row in read_pointwise(folder / "pointwise.parquet"))
 
 
 def stages(config: TrainJob) -> list[tuple[Objective, StageConfig]]:
     """Return the stages of a job in order, each with its settings."""
-    settings: dict[Objective, StageConfig] = {"warmup": config.warmup, "sft": config.sft, "dpo": config.dpo}
+    settings: dict[Objective, StageConfig] = {
+        "warmup": config.warmup,
+        "sft": config.sft,
+        "rm": config.rm,
+        "dpo": config.dpo,
+        "ppo": config.ppo,
+    }
     return [(name, settings[name]) for name in config.objectives]
 
 
@@ -159,15 +188,31 @@ def write_untrained(config: TrainJob, model_folder: Path) -> None:
 def _train_stages(config: TrainJob, model_folder: Path) -> None:
     gpus = 1.0 if num_gpus() else 0.0  # two workers cannot train on one GPU
     require(Need(num_workers=config.num_workers, gpus=gpus))
-    start = model_folder
+    require_shared(config.prepared)
+    require_shared(config.output)
+    best_by = HELD_OUT_NDCG if config.patience else None
     for name, settings in stages(config):
         artefact = config.output / name
         if not artefact.exists():
+            start = stage_start(config, name, model_folder)
             task = _task(config, name=name, settings=settings, start=str(start.resolve()), artefact=name)
-            _fit(config, task, use_gpu=gpus > 0)
+            fit_stage(_worker_loop, config, task, use_gpu=gpus > 0, best_by=best_by)
         load_artefact(artefact)  # the golden pairs must score the same outside the training process
         shutil.rmtree(config.output / "checkpoints" / name, ignore_errors=True)
-        start = artefact
+
+
+def stage_start(config: TrainJob, name: Objective, model_folder: Path) -> Path:
+    """Return what a stage starts from: SFT's artefact for DPO and PPO, else the warm-up's, else the model."""
+    before: tuple[Objective, ...] = ("sft", "warmup") if name in ("dpo", "ppo") else ("warmup",)
+    done = [stage for stage in before if stage in config.objectives and stage != name]
+    return config.output / done[0] if done else model_folder
+
+
+def stage_reward_model(config: TrainJob, name: Objective) -> Path | None:
+    """Return the artefact whose scores are the reward of a stage, None where it has none."""
+    if name != "ppo" or config.ppo.reward != "reward_model":
+        return None
+    return config.ppo.reward_model or config.output / "rm"
 
 
 def _task(
@@ -175,7 +220,10 @@ def _task(
 ) -> StageTask:
     output = config.output.resolve()
     reference = artefact_digest(Path(start)) if is_artefact(Path(start)) else None
+    reward_model = stage_reward_model(config, name)
     lineage = {*learnt_from(Path(start))}
+    if reward_model is not None:
+        lineage |= {*learnt_from(reward_model)}
     if name != "warmup" and artefact != UNTRAINED:
         lineage.add(judged(config.prepared, fold=config.fold))
     return StageTask(
@@ -184,14 +232,21 @@ def _task(
         prepared=str(config.prepared.resolve()),
         fold=config.fold,
         start=start,
+        reward_model=None if reward_model is None else str(reward_model.resolve()),
         artefact=str(output / artefact),
-        log=str(output / "train_log.jsonl"),
+        log=str(output / TRAIN_LOG),
+        cache=str(output / "frozen_scores"),
         head=config.head,
         num_layers=config.num_layers,
         max_length=config.max_length,
+        max_tokens_per_batch=config.max_tokens_per_batch,
+        patience=config.patience,
         bf16=config.precision == "bf16",
+        gradient_checkpointing=config.gradient_checkpointing,
         lora_rank=config.lora_rank,
+        keeps_adapter=config.lora_export == "adapter",
         zero_stage=config.zero_stage,
+        offload_optimizer=config.offload_optimizer,
         seed=config.seed,
         provenance={
             "model": config.model,
@@ -206,15 +261,28 @@ def _task(
     )
 
 
-def _fit(config: TrainJob, task: StageTask, *, use_gpu: bool) -> None:
-    """Run one stage under Ray Train; the same command continues from the last checkpoint."""
+def fit_stage(
+    worker_loop: Callable[[dict[str, Any]], None],
+    config: TrainJob | GenerativeTrainJob,
+    task: StageTask | GenerativeTask,
+    *,
+    use_gpu: bool,
+    best_by: str | None = None,
+) -> None:
+    """Run one stage under Ray Train; the same command continues from the last checkpoint.
+
+    With `best_by`, the name of a metric that checkpoints are reported with, the best ones are kept too.
+
+    Raises:
+        JobError: the stage failed more often than `config.max_failures`, or its loss was not a number.
+    """
     from ray.train import CheckpointConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import FailureConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     trainer = TorchTrainer(
-        _worker_loop,
+        worker_loop,
         train_loop_config={"task": task},
         scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=use_gpu),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
@@ -224,7 +292,7 @@ def _fit(config: TrainJob, task: StageTask, *, use_gpu: bool) -> None:
             failure_config=FailureConfig(
                 max_failures=config.max_failures, controller_failure_limit=config.max_failures
             ),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=best_by),
         ),
     )
     try:
@@ -235,6 +303,12 @@ def _fit(config: TrainJob, task: StageTask, *, use_gpu: bool) -> None:
             f"stage {task.name!r} failed for good: {root_cause(error)}; finished stages and checkpoints in"
             f" {config.output} are kept, run the same command again to continue"
         ) from error
+    if not Path(task.artefact).exists():
+        told = [line["reason"] for line in read_log(Path(task.log)) if line.get("event") == "diverged"]
+        raise JobError(
+            f"stage {task.name!r} ended without an artefact: {told[-1]}; lower its learning rate"
+            f" (--{task.name}.learning-rate) and train into another folder"
+        )
 
 
 def _worker_loop(settings: dict[str, Any]) -> None:
@@ -243,7 +317,7 @@ def _worker_loop(settings: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _live_progress(log: Path, *, stage: Objective) -> Iterator[None]:
+def _live_progress(log: Path, *, stage: str) -> Iterator[None]:
     """Show the steps and the loss that worker 0 logs, while the context lasts."""
     done = threading.Event()
     with progress_bar() as progress:
@@ -256,16 +330,50 @@ def _live_progress(log: Path, *, stage: Objective) -> Iterator[None]:
             follower.join()
 
 
-def _follow(log: Path, stage: Objective, progress: Progress, done: threading.Event) -> None:
+def _follow(log: Path, stage: str, progress: Progress, done: threading.Event) -> None:
     bar = progress.add_task(f"{stage}: starting workers", total=None)
+    num_told = sum(line["stage"] == stage for line in read_log(log))  # by an earlier command
     while True:
         finished = done.wait(POLL_INTERVAL_S)
-        if steps := [line for line in read_log(log) if line["stage"] == stage and "loss" in line]:
+        lines = [line for line in read_log(log) if line["stage"] == stage]
+        for line in lines[num_told:]:
+            tell(line)
+        num_told = len(lines)
+        if steps := [line for line in lines if "loss" in line]:
             last = steps[-1]
-            text = f"{stage}: loss {last['loss']:.4f}"
-            progress.update(bar, description=text, completed=last["step"], total=last["num_steps"])
+            progress.update(
+                bar, description=progress_text(lines), completed=last["step"], total=last["num_steps"]
+            )
         if finished:
             return
+
+
+def tell(line: Mapping[str, Any]) -> None:
+    """Say what a person should know of a stage's log besides its steps."""
+    name = line["stage"]
+    match line.get("event"):
+        case "resumed":
+            logger.info("%s continues from step %d", name, line["step"])
+        case "damaged checkpoint":
+            reason = f"{line['reason']}; the one before is used"
+            logger.warning("%s: the checkpoint of step %d is damaged (%s)", name, line["step"], reason)
+        case "stopped early":
+            logger.info("%s stops early: %s", name, line["reason"])
+        case "examples" if line["truncated"]:
+            truncated, documents = line["truncated"], line["documents"]
+            logger.info("%s: %d of %d documents are read in part (--max-length)", name, truncated, documents)
+
+
+def progress_text(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return what a person wants to see of a stage: its loss, its NDCG on the dev queries, its speed."""
+    last = [line for line in lines if "loss" in line][-1]
+    ndcg = [line[HELD_OUT_NDCG] for line in lines if HELD_OUT_NDCG in line]
+    parts = [f"{last['stage']}: loss {last['loss']:.4f}"]
+    if ndcg:
+        parts.append(f"dev NDCG {ndcg[-1]:.3f}")
+    if "pairs_per_s" in last:
+        parts.append(f"{last['pairs_per_s']:.0f} pairs/s")
+    return ", ".join(parts)
 
 
 def read_log(log: Path) -> list[dict[str, Any]]:

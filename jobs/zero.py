@@ -7,12 +7,20 @@ from typing import Any, Literal
 ZeroStage = Literal[0, 1, 2, 3]
 
 
-def zero_config(stage: ZeroStage, *, bf16: bool) -> dict[str, Any]:
+def zero_config(stage: ZeroStage, *, bf16: bool, offload_optimizer: bool) -> dict[str, Any]:
     """Return DeepSpeed's configuration of a ZeRO stage.
 
     What is "auto" is filled in from the training arguments. Stage 0 replicates everything, 1 shards the
-    optimiser's states, 2 also the gradients, 3 also the parameters.
+    optimiser's states, 2 also the gradients, 3 also the parameters. Offloading keeps the optimiser's states,
+    and its arithmetic, on the CPU.
     """
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "contiguous_gradients": True,
+        "stage3_gather_16bit_weights_on_model_save": True,  # else only shards could be saved
+    }
+    if offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
     return {
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
@@ -28,9 +36,7 @@ def zero_config(stage: ZeroStage, *, bf16: bool) -> dict[str, Any]:
                 "torch_adam": True,
             },
         },
-        "zero_optimization": {
-            "stage": stage,
-            "contiguous_gradients": True,
-            "stage3_gather_16bit_weights_on_model_save": True,  # else only shards could be saved
-        },
+        # torch's AdamW runs everywhere; DeepSpeed's own for the CPU would have to be compiled first
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
     }

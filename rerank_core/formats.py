@@ -35,6 +35,7 @@ Columns = Mapping[str, pa.DataType]
 
 CORPUS: Columns = {"doc_id": pa.string(), "title": pa.string(), "text": pa.string(), "url": pa.string()}
 QUERIES: Columns = {"query_id": pa.string(), "text": pa.string()}
+MAX_GRADE = 30
 QRELS: Columns = {"query_id": pa.string(), "doc_id": pa.string(), "grade": pa.int32()}
 CANDIDATES: Columns = {
     "query_id": pa.string(),
@@ -132,7 +133,12 @@ def read_trec_judgements(path: Path) -> Iterator[Judgement]:
 
 
 def checked_judgement(path: Path | str, judgement: Judgement) -> Judgement:
-    """Return a judgement whose grade is 0 or more; raise DataError for a negative one."""
+    """Return a judgement whose grade lies between 0 and `MAX_GRADE`; raise DataError for another."""
+    if judgement.grade > MAX_GRADE:
+        raise DataError(
+            f"{path}, row {judgement.row}: grade {judgement.grade} is above {MAX_GRADE}, where the gain"
+            " 2^g - 1 drowns all others; map grades to a smaller scale"
+        )
     if judgement.grade < 0:
         raise DataError(
             f"{path}, row {judgement.row}: grade {judgement.grade} is negative; map it to 0 or remove it"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.attribute import run_attribute
-from jobs.config import AttributeJob, DpoConfig, PrepareJob, ScoreJob, StageConfig, TrainJob
+from jobs.config import AttributeJob, DpoConfig, PrepareJob, ScoreJob, SftConfig, TrainJob
 from jobs.prepare import run_prepare
 from jobs.score import run_score
 from jobs.train import read_log, run_train
@@ -54,7 +54,7 @@ def test_smollm2_trains_with_adapters_scores_and_is_attributed(
         num_layers=NUM_LAYERS,
         max_length=64,
         lora_rank=4,
-        sft=StageConfig(num_epochs=1, learning_rate=1e-3),
+        sft=SftConfig(num_epochs=1, learning_rate=1e-3),
         dpo=DpoConfig(num_epochs=1, learning_rate=1e-3),
     )
     artefact = run_train(job).artefacts["dpo"]

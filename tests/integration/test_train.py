@@ -1,8 +1,9 @@
-"""Training under Ray Train and DeepSpeed, with its worker killed on the way."""
+"""Training under Ray Train and DeepSpeed: all objectives, kills on the way, every ZeRO stage."""
 
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,19 +15,23 @@ from typing import Any
 
 import pytest
 
-from jobs.config import DpoConfig, PrepareJob, ScoreJob, StageConfig, TrainJob
+import whyrank
+from jobs.config import DpoConfig, PrepareJob, RewardModelConfig, ScoreJob, SftConfig, TrainJob
 from jobs.prepare import run_prepare
 from jobs.score import run_score
 from jobs.train import read_log, run_train
+from jobs.zero import ZeroStage
+from rerank_core.errors import JobError
 from rerank_core.formats import read_candidates, read_documents, read_queries, read_run
 from rerank_core.models.artefact import artefact_digest, load_artefact, read_spec
-from rerank_core.models.tiny import save_tiny_encoder
+from rerank_core.models.tiny import save_tiny_causal, save_tiny_encoder
 from rerank_core.ranking.contract import is_permutation
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 NUM_EPOCHS = 12
 KILLED_AFTER_EPOCH = 6.0  # by then Ray Train has registered a checkpoint or more
+DPO = DpoConfig(num_epochs=NUM_EPOCHS, learning_rate=1e-3, beta=0.5, queries_per_step=8)
 
 
 @pytest.fixture(scope="module")
@@ -48,23 +53,24 @@ def model(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(
     prepared: Path, model: Path, ray_instance: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """SFT, then DPO whose second worker is killed after its first checkpoint."""
+    """Every objective in one command; DPO's second worker is killed after its first checkpoint."""
     output = tmp_path_factory.mktemp("train") / "out"
-    config = job(prepared, model, output)
     with killed_at(output / "train_log.jsonl", stage="dpo", epoch=KILLED_AFTER_EPOCH, rank=1):
-        run_train(config)
+        assert whyrank.main(command(prepared, model, output)) == 0
     return output
 
 
-def job(prepared: Path, model: Path, output: Path) -> TrainJob:
-    return TrainJob(
-        prepared=prepared,
-        output=output,
-        model=str(model),
-        max_length=128,
-        sft=StageConfig(num_epochs=1, learning_rate=1e-3),
-        dpo=DpoConfig(num_epochs=NUM_EPOCHS, learning_rate=1e-3, beta=0.5),
-    )
+def command(prepared: Path, model: Path, output: Path) -> list[str]:
+    settings = {
+        **{"sft.num-epochs": 2, "sft.learning-rate": 1e-3, "sft.queries-per-step": 8},
+        **{"rm.num-epochs": 2, "rm.learning-rate": 1e-3, "rm.queries-per-step": 8},
+        **{"dpo.num-epochs": NUM_EPOCHS, "dpo.learning-rate": 1e-3, "dpo.beta": 0.5},
+        **{"dpo.queries-per-step": 8, "ppo.num-epochs": 2, "ppo.queries-per-step": 8},
+    }
+    given = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    folders = ["--prepared", str(prepared), "--output", str(output), "--model", str(model)]
+    objectives = ["--objectives", "sft", "rm", "dpo", "ppo"]
+    return ["train", "--recipe", "ppo", *folders, "--max-length", "128", *objectives, *given]
 
 
 class killed_at:  # noqa: N801 - reads as a phrase
@@ -96,23 +102,89 @@ def steps(output: Path, stage: str) -> list[dict[str, Any]]:
     ]
 
 
+def curve(output: Path, stage: str) -> list[float]:
+    """Return the loss of each step; what was trained again after a kill replaces what came before."""
+    loss_by_step = {line["step"]: line["loss"] for line in steps(output, stage)}
+    return [loss_by_step[step] for step in sorted(loss_by_step)]
+
+
+def events(output: Path, name: str) -> list[dict[str, Any]]:
+    return [line for line in read_log(output / "train_log.jsonl") if line.get("event") == name]
+
+
 def test_the_first_loss_of_dpo_is_ln_2(trained: Path) -> None:
     assert steps(trained, "dpo")[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
-def test_dpo_starts_from_the_sft_artefact_and_never_changes_it(trained: Path) -> None:
-    assert read_spec(trained / "dpo").provenance["start_digest"] == artefact_digest(trained / "sft")
+def test_dpo_and_ppo_start_from_the_sft_artefact_and_never_change_it(trained: Path) -> None:
+    for stage in ("dpo", "ppo"):
+        assert read_spec(trained / stage).provenance["start_digest"] == artefact_digest(trained / "sft")
+
+
+def test_the_reference_is_scored_once_for_dpo_and_ppo_and_the_reward_model_once(trained: Path) -> None:
+    kept = sorted(path.name[:16] for path in (trained / "frozen_scores").iterdir())
+    assert kept == sorted(artefact_digest(trained / stage)[:16] for stage in ("sft", "rm"))
+
+
+def test_ppo_begins_with_ratio_1_and_kl_0_and_logs_every_term(trained: Path) -> None:
+    first, *later = steps(trained, "ppo")
+    assert first["ratio"] == pytest.approx(1.0, abs=1e-6)
+    assert first["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert all({"policy_loss", "kl", "reward", "clip_share", "ratio"} <= line.keys() for line in later)
+    assert later[0]["reward"] == first["reward"]  # the second update on the same rankings
+
+
+def test_every_stage_measures_the_dev_queries_after_each_epoch(trained: Path) -> None:
+    lines = read_log(trained / "train_log.jsonl")
+    for stage in ("sft", "rm", "ppo"):
+        values = [
+            line["held_out_ndcg"] for line in lines if line["stage"] == stage and "held_out_ndcg" in line
+        ]
+        assert len(values) == 2
+        assert all(0.0 < value <= 1.0 for value in values)
+
+
+def test_every_exported_artefact_scores_as_the_model_in_training(trained: Path) -> None:
+    exported = events(trained, "exported")
+    assert [event["stage"] for event in exported] == ["sft", "rm", "dpo", "ppo"]
+    assert all(event["largest_difference"] <= 1e-4 for event in exported)
+
+
+def test_steps_can_be_followed_in_tensorboard(trained: Path) -> None:
+    for stage in ("sft", "rm", "dpo", "ppo"):
+        assert list((trained / "tensorboard" / stage).glob("events.out.tfevents.*"))
 
 
 def test_training_goes_on_from_the_checkpoint_after_a_worker_is_killed(trained: Path) -> None:
-    events = [line for line in read_log(trained / "train_log.jsonl") if line.get("event") == "resumed"]
-    assert [event["stage"] for event in events] == ["dpo"]
-    assert events[0]["step"] > 0
+    (resumed,) = events(trained, "resumed")
+    assert resumed["stage"] == "dpo"
+    assert resumed["step"] > 0
     numbers = [line["step"] for line in steps(trained, "dpo")]
     assert sorted(set(numbers)) == list(range(1, steps(trained, "dpo")[-1]["num_steps"] + 1))
     resumed_at = next(place for place, (a, b) in enumerate(pairwise(numbers), start=1) if b <= a)
-    assert numbers[resumed_at:] == list(range(events[0]["step"] + 1, numbers[-1] + 1))
+    assert numbers[resumed_at:] == list(range(resumed["step"] + 1, numbers[-1] + 1))
     assert numbers[-1] == len(set(numbers))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(trained: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """DPO from the same SFT scorer, by two workers that nobody kills."""
+    output = tmp_path_factory.mktemp("uninterrupted") / "out"
+    run_train(dpo_job(prepared, trained, output))
+    return output
+
+
+def dpo_job(prepared: Path, trained: Path, output: Path) -> TrainJob:
+    start = str(trained / "sft")
+    return TrainJob(
+        prepared=prepared, output=output, model=start, max_length=128, objectives=("dpo",), dpo=DPO
+    )
+
+
+def test_the_loss_curve_of_a_killed_run_is_that_of_an_uninterrupted_one(
+    trained: Path, uninterrupted: Path
+) -> None:
+    assert curve(trained, "dpo") == pytest.approx(curve(uninterrupted, "dpo"), abs=1e-6)
 
 
 def test_no_checkpoint_is_left_beside_the_artefacts(trained: Path) -> None:
@@ -121,7 +193,7 @@ def test_no_checkpoint_is_left_beside_the_artefacts(trained: Path) -> None:
 
 def test_the_same_command_again_has_nothing_to_do(trained: Path, prepared: Path, model: Path) -> None:
     before = (trained / "train_log.jsonl").read_bytes()
-    run_train(job(prepared, model, trained))
+    assert whyrank.main(command(prepared, model, trained)) == 0
     assert (trained / "train_log.jsonl").read_bytes() == before
 
 
@@ -160,36 +232,37 @@ def test_scoring_on_ray_gives_the_scores_of_the_artefact(
     assert shards[0].stat().st_mtime_ns == kept
 
 
-def test_the_same_command_continues_after_the_driver_is_killed(
-    prepared: Path, model: Path, tmp_path: Path
+def test_after_the_driver_is_killed_and_a_checkpoint_damaged_one_worker_repeats_the_same_curve(
+    prepared: Path, model: Path, ray_instance: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = tmp_path / "out"
-    command = [
-        *(sys.executable, "-m", "whyrank", "train", "--prepared", str(prepared), "--output", str(output)),
-        *(
-            "--model",
-            str(model),
-            "--max-length",
-            "128",
-            "--objectives",
-            "sft",
-            "--sft.num-epochs",
-            str(NUM_EPOCHS),
-        ),
-    ]
-    with started(command) as driver:
-        wait_for_epoch(output / "train_log.jsonl", KILLED_AFTER_EPOCH)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    arguments = ["--num-workers", "1", "--objectives", "sft", "--sft.num-epochs", str(NUM_EPOCHS)]
+    start = ["train", "--prepared", str(prepared), "--model", str(model), "--max-length", "128", *arguments]
+    line = [sys.executable, "-m", "whyrank", *start, "--output", str(killed)]
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # a cluster that is not asked for stays untouched
+    with started(line) as driver:
+        wait_for_epoch(killed / "train_log.jsonl", KILLED_AFTER_EPOCH)
         driver.kill()
         driver.wait()
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
+    damage_newest_checkpoint(killed / "checkpoints" / "sft")
+    finished = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
     assert finished.returncode == 0, finished.stderr
-    (resumed,) = [line for line in read_log(output / "train_log.jsonl") if line.get("event") == "resumed"]
-    assert resumed["step"] > 0
-    load_artefact(output / "sft")
+    (damaged,), (resumed,) = events(killed, "damaged checkpoint"), events(killed, "resumed")
+    assert 0 < resumed["step"] < damaged["step"]
+    assert f"checkpoint of step {damaged['step']} is damaged" in finished.stderr
+    assert whyrank.main([*start, "--output", str(whole)]) == 0
+    assert curve(killed, "sft") == curve(whole, "sft")
+    assert artefact_digest(killed / "sft") == artefact_digest(whole / "sft")
 
 
-def started(command: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def damage_newest_checkpoint(folder: Path) -> None:
+    newest = max(path for path in folder.glob("checkpoint_*") if path.is_dir())
+    part = next(path for path in sorted(newest.rglob("*optim_states.pt")))
+    part.write_bytes(part.read_bytes()[:-100])
+
+
+def started(line: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def wait_for_epoch(log: Path, epoch: float) -> None:
@@ -197,3 +270,88 @@ def wait_for_epoch(log: Path, epoch: float) -> None:
     while not any(line.get("epoch", 0) > epoch for line in read_log(log)):
         assert time.monotonic() < deadline, "no epoch ended within 300 s"
         time.sleep(0.1)
+
+
+def test_a_loss_that_is_not_a_number_ends_the_stage_by_name_and_leaves_the_last_artefact(
+    trained: Path, prepared: Path, tmp_path: Path
+) -> None:
+    config = TrainJob(
+        prepared=prepared,
+        output=tmp_path / "out",
+        model=str(trained / "sft"),
+        max_length=128,
+        objectives=("rm",),
+        rm=RewardModelConfig(num_epochs=1, learning_rate=1e30, warmup_share=0.0),
+    )
+    with pytest.raises(JobError, match=r"the loss of rm is nan at step \d+; lower its learning rate"):
+        run_train(config)
+    assert not (tmp_path / "out" / "rm").exists()
+    load_artefact(trained / "sft")
+    assert [event["event"] for event in events(tmp_path / "out", "started")] == ["started"] * 2  # no restarts
+
+
+def test_a_stage_without_progress_on_the_dev_queries_ends_and_keeps_its_best_epoch(
+    trained: Path, prepared: Path, tmp_path: Path
+) -> None:
+    config = TrainJob(
+        prepared=prepared,
+        output=tmp_path / "out",
+        model=str(trained / "sft"),
+        max_length=128,
+        objectives=("rm",),
+        rm=RewardModelConfig(num_epochs=NUM_EPOCHS, learning_rate=3e-3, queries_per_step=16),
+        patience=2,
+    )
+    run_train(config)
+    lines = read_log(tmp_path / "out" / "train_log.jsonl")
+    values = {line["step"]: line["held_out_ndcg"] for line in lines if "held_out_ndcg" in line}
+    (best,) = events(tmp_path / "out", "best epoch")
+    assert best["step"] == max(values, key=lambda step: (values[step], -step))
+    assert load_artefact(tmp_path / "out" / "rm")
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_adapters_train_under_every_zero_stage_and_score_the_same_when_exported(
+    stage: ZeroStage, prepared: Path, causal: Path, ray_instance: None, tmp_path: Path
+) -> None:
+    config = TrainJob(
+        prepared=prepared,
+        output=tmp_path / "out",
+        model=str(causal),
+        max_length=128,
+        objectives=("sft",),
+        sft=SftConfig(num_epochs=4, learning_rate=1e-3, queries_per_step=14),
+        lora_rank=4,
+        lora_export="adapter" if stage == 3 else "merged",
+        gradient_checkpointing=stage == 1,
+        max_tokens_per_batch=256 if stage == 2 else 8192,
+        zero_stage=stage,
+        offload_optimizer=stage == 2,
+    )
+    run_train(config)
+    assert steps(tmp_path / "out", "sft")[-1]["step"] == 20
+    (exported,) = events(tmp_path / "out", "exported")
+    assert exported["largest_difference"] <= 1e-4
+    load_artefact(tmp_path / "out" / "sft")
+
+
+@pytest.fixture(scope="module")
+def causal(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("causal")
+    texts = [d.content for d in read_documents(prepared / "corpus.parquet").values()]
+    save_tiny_causal(folder, texts, seed=0)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_a_worker_killed_at_any_step_leaves_the_uninterrupted_curve(
+    seed: int, trained: Path, uninterrupted: Path, prepared: Path, tmp_path: Path
+) -> None:
+    chance = random.Random(seed)
+    epoch, rank = chance.uniform(0.2, NUM_EPOCHS - 0.5), chance.randrange(2)
+    output = tmp_path / "out"
+    with killed_at(output / "train_log.jsonl", stage="dpo", epoch=epoch, rank=rank):
+        run_train(dpo_job(prepared, trained, output))
+    assert len(events(output, "started")) >= 4  # two workers, twice
+    assert curve(output, "dpo") == pytest.approx(curve(uninterrupted, "dpo"), abs=1e-6)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 import os
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ import pytest
 
 import whyrank
 from jobs.config import TrainJob
+from jobs.recipes import RECIPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +60,7 @@ def test_the_help_of_every_job_shows_its_examples_and_settings(
     text = capsys.readouterr().out
     assert examples(text) == examples(inspect.getdoc(whyrank.JOBS[name]) or "")
     assert examples(text)
-    assert "--output" in text
+    assert all(f"--{field.name.replace('_', '-')}" in text for field in fields(whyrank.JOBS[name]))
 
 
 def test_the_help_of_all_names_every_job_and_keeps_their_examples_to_themselves(
@@ -79,6 +82,30 @@ def test_every_example_is_a_command_that_is_understood(name: str, example: str) 
 
 
 # --- settings
+
+
+def test_a_recipe_is_where_single_settings_start_from() -> None:
+    given = ["train", "--recipe", "ppo", "--prepared", "in", "--output", "out", "--ppo.clip", "0.1"]
+    config = whyrank.parse(given)
+    expected = RECIPES["ppo"](Path("in"), Path("out"))
+    assert config == dataclasses.replace(expected, ppo=dataclasses.replace(expected.ppo, clip=0.1))
+
+
+def test_a_recipe_can_be_estimated_before_it_is_run() -> None:
+    config = whyrank.parse(["memory", "--recipe", "paper_llama", "--model", "elsewhere"])
+    assert (config.model, config.num_gpus, config.precision, config.max_length) == (
+        "elsewhere",
+        4,
+        "bf16",
+        2048,
+    )
+
+
+def test_an_unknown_recipe_is_named_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        whyrank.main(["train", "--recipe", "magic", "--prepared", "in", "--output", "out"])
+    assert ended.value.code == 2
+    assert "invalid choice: 'magic' (choose from" in capsys.readouterr().err
 
 
 def test_nested_settings_and_lists_reach_the_job() -> None:
@@ -118,6 +145,17 @@ def test_a_setting_out_of_range_is_named_and_exits_with_2(capsys: pytest.Capture
         whyrank.main(["demo", "--max-documents", "99"])
     assert ended.value.code == 2
     assert "max_documents must lie between 1 and 12, got 99" in capsys.readouterr().err
+
+
+def test_a_table_that_was_deleted_is_named_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared = tmp_path / "prepared"
+    assert whyrank.main(["prepare", "--output", str(prepared)]) == 0
+    (prepared / "queries.parquet").unlink()
+    line = ["train", "--prepared", str(prepared), "--output", str(tmp_path / "out"), "--objectives"]
+    assert whyrank.main(line) == 2
+    assert "queries.parquet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("job", ["train", "score --artefact nothing", "evaluate --runs a=b"])

@@ -76,6 +76,7 @@ def test_trec_qrels_are_read_whatever_the_blanks(tmp_path: Path) -> None:
         ("q1 0 a document 2", "identifiers with blanks need qrels.parquet"),
         ("q1 0 d2 2.5", "grade '2.5' is not an integer"),
         ("q1 0 d2 -1", "grade -1 is negative"),
+        ("q1 0 d2 99999999999", "grade 99999999999 is above 30, where the gain"),
         ("q1 0 d1 0", "'d1' is judged twice for query 'q1'"),
     ],
 )

@@ -6,13 +6,16 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+import torch.distributed
 
-from jobs.config import PrepareJob
+from jobs.config import PrepareJob, SftConfig, TrainJob
 from jobs.prepare import run_prepare
+from jobs.stage import StageTask, TrainingData, read_training_data
 from rerank_core.formats import read_documents
 from rerank_core.models.tiny import save_tiny_encoder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 NUM_QUERIES = 12
@@ -61,3 +64,58 @@ def model_folder(prepared_folder: Path, tmp_path_factory: pytest.TempPathFactory
     texts = [document.content for document in read_documents(prepared_folder / "corpus.parquet").values()]
     save_tiny_encoder(folder, [*texts, "near aurora"], seed=0)
     return folder
+
+
+@pytest.fixture
+def config(prepared_folder: Path, model_folder: Path, tmp_path: Path) -> TrainJob:
+    return TrainJob(
+        prepared=prepared_folder,
+        output=tmp_path / "train",
+        model=str(model_folder),
+        fold=1,
+        max_length=64,
+        objectives=(),
+        seed=7,
+    )
+
+
+@pytest.fixture
+def task(config: TrainJob, tmp_path: Path) -> StageTask:
+    return StageTask(
+        name="sft",
+        settings=SftConfig(),
+        prepared=str(config.prepared),
+        fold=config.fold,
+        start=config.model,
+        reward_model=None,
+        artefact=str(tmp_path / "sft"),
+        log=str(tmp_path / "train_log.jsonl"),
+        cache=str(tmp_path / "frozen_scores"),
+        head="linear",
+        num_layers=None,
+        max_length=64,
+        max_tokens_per_batch=8192,
+        patience=0,
+        bf16=False,
+        gradient_checkpointing=False,
+        lora_rank=0,
+        keeps_adapter=False,
+        zero_stage=2,
+        offload_optimizer=False,
+        seed=7,
+        provenance={},
+    )
+
+
+@pytest.fixture
+def data(task: StageTask) -> TrainingData:
+    return read_training_data(task)
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    method = f"file://{tmp_path / 'rendezvous'}"
+    torch.distributed.init_process_group("gloo", init_method=method, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()

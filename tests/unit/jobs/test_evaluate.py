@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +14,7 @@ from jobs.config import EvaluateJob, PrepareJob, ScoreJob
 from jobs.evaluate import PER_QUERY, run_evaluate
 from jobs.manifest import finish_output, opened_output, scoring_digests, write_json
 from jobs.prepare import run_prepare
+from jobs.shards import Quarantined, Shard, commit_shard, read_quarantine
 from rerank_core import formats
 from rerank_core.errors import ConfigError, DataError, OutputConflictError
 from rerank_core.evaluation.ranking_metrics import NDCG_BURGES
@@ -45,6 +47,9 @@ def constant(grade: int, candidate: Candidate) -> float:
     return 0.0
 
 
+RULES = {"good": by_grade, "bad": against_grade}
+
+
 def write_run(
     prepared: Path,
     output: Path,
@@ -53,24 +58,29 @@ def write_run(
     split: Which = "all",
     score: Callable[[int, Candidate], float] = by_grade,
 ) -> Path:
-    """A run folder as `whyrank score` leaves it, scored by a rule."""
+    """A run folder as `whyrank score` leaves it, scored by a rule; a query with a NaN is in quarantine."""
     documents = formats.read_documents(prepared / "corpus.parquet")
     candidates = formats.read_candidates(prepared / "candidates.parquet", documents)
     qrels = formats.read_qrels(prepared / "qrels.parquet")
     split_by_query = formats.read_split(prepared / f"fold-{fold}" / "split.parquet")
-    rows = []
+    rows: list[tuple[object, ...]] = []
+    unranked: list[Quarantined] = []
     for query_id, found in candidates.items():
         if split not in ("all", split_by_query[query_id]):
             continue
         ranks = {c.document.doc_id: c.first_stage_rank for c in found}
         scores = [score(qrels[query_id][c.document.doc_id], c) for c in found]
+        if any(math.isnan(value) for value in scores):
+            unranked.append(Quarantined((query_id,), "not a number"))
+            continue
         ranking = rank(query_id, list(ranks), scores=scores, first_stage_ranks=list(ranks.values()))
         for place, (doc_id, value) in enumerate(zip(ranking.doc_ids, ranking.scores, strict=True), start=1):
             rows.append((query_id, doc_id, ranks[doc_id], 0.0, value, place, "digest"))
     config = ScoreJob(prepared=prepared, artefact=output, output=output, fold=fold, split=split)
     with opened_output(output, job="score", config=config, inputs=scoring_digests(prepared, fold=fold)):
-        (output / "data").mkdir()
-        formats.write_table(formats.table_of(rows, formats.RUN), output / "data" / "shard-00000.parquet")
+        keys = {(str(row[0]),) for row in rows} | {row.key for row in unranked}
+        table = formats.table_of(rows, formats.RUN)
+        commit_shard(output, Shard(0, tuple(keys)), table, key_columns=("query_id",), quarantined=unranked)
         finish_output(output, results={})
     return output
 
@@ -185,6 +195,27 @@ def test_a_second_run_is_finished_and_gives_the_same_metrics(prepared: Path, tmp
     assert second.metrics == first.metrics
 
 
+def test_a_run_is_known_by_its_name_and_content_not_by_its_path(prepared: Path, tmp_path: Path) -> None:
+    one, other = (write_run(prepared, tmp_path / name, score=rule) for name, rule in RULES.items())
+    output = tmp_path / "metrics"
+    first = evaluated(prepared, output, f"dpo={one}", f"sft={other}")
+    assert evaluated(prepared, output, f"dpo={tmp_path}/./good", f"sft={other}") == first
+    one.rename(tmp_path / "kept")
+    assert evaluated(prepared, output, f"dpo={tmp_path}/kept", f"sft={other}") == first
+    with pytest.raises(OutputConflictError, match=r"another input:dpo/fold-0, input:sft/fold-0;"):
+        evaluated(prepared, output, f"dpo={other}", f"sft={tmp_path}/kept")
+    with pytest.raises(OutputConflictError, match=r"another input:rm/fold-0, input:sft/fold-0;"):
+        evaluated(prepared, output, f"dpo={tmp_path}/kept", f"rm={other}")
+
+
+def test_a_name_that_looks_like_markup_is_shown_as_it_is(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(prepared, tmp_path / "run", split="test")
+    evaluated(prepared, tmp_path / "metrics", f"x [/old]={run}")
+    assert "x [/old]" in capsys.readouterr().out
+
+
 def test_a_reserved_name_is_refused(prepared: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="run name 'bm25' is taken by a baseline"):
         evaluated(prepared, tmp_path / "metrics", f"bm25={tmp_path}")
@@ -195,6 +226,46 @@ def test_a_fold_that_one_run_lacks_is_named_with_the_command(prepared: Path, tmp
     one = f"sft={write_run(prepared, tmp_path / 'sft', fold=0)}"
     with pytest.raises(DataError, match=r"run 'sft' does not rank test query .* `whyrank score --fold 1"):
         evaluated(prepared, tmp_path / "metrics", *both, one)
+
+
+def test_a_query_in_quarantine_counts_in_first_stage_order_and_is_counted(
+    prepared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    split_by_query = formats.read_split(prepared / "fold-0" / "split.parquet")
+    tested, tuned = (
+        [q for q, own in sorted(split_by_query.items()) if own == split] for split in ("test", "dev")
+    )
+    lost = (tested[0], tested[1], tuned[0])
+    grades = formats.read_qrels(prepared / "qrels.parquet")
+    documents = {doc_id for query_id in lost for doc_id in grades[query_id]}
+
+    def overflowing(grade: int, candidate: Candidate) -> float:
+        return math.nan if candidate.document.doc_id in documents else by_grade(grade, candidate)
+
+    run = write_run(prepared, tmp_path / "run", score=overflowing)
+    unranked = {row.key[0] for row in read_quarantine(run)}
+    metrics = evaluated(prepared, tmp_path / "metrics", f"dpo={run}")
+    num_lost = len(unranked.intersection(tested))
+    assert 2 <= num_lost < len(tested)
+    assert metrics["quarantined"] == {"dpo": num_lost}
+    assert metrics["num_queries"] == len(tested)
+    assert (
+        f"'dpo' has no ranking of {num_lost} of {len(tested)} test queries (reasons in {run}" in caplog.text
+    )
+    rows = formats.rows_of(pq.read_table(tmp_path / "metrics" / "per_query.parquet"))
+    values = {(query_id, name): value for query_id, name, metric, value in rows if metric == NDCG_BURGES}
+    for query_id in tested:
+        expected = values[query_id, "bm25"] if query_id in unranked else 1
+        assert values[query_id, "dpo"] == pytest.approx(expected)
+        if query_id in unranked:
+            assert values[query_id, "bm25+dpo"] == values[query_id, "bm25"]
+
+
+def test_a_run_that_ranks_no_test_query_is_refused(prepared: Path, tmp_path: Path) -> None:
+    run = write_run(prepared, tmp_path / "run", score=lambda *_: math.nan)
+    with pytest.raises(DataError, match=r"'dpo' ranks no test query: .*quarantine holds all \d+ of them"):
+        evaluated(prepared, tmp_path / "metrics", f"dpo={run}")
+    assert not (tmp_path / "metrics").exists()
 
 
 def test_a_run_of_train_queries_cannot_be_evaluated(prepared: Path, tmp_path: Path) -> None:

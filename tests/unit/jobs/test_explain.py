@@ -10,17 +10,19 @@ from transformers import AutoTokenizer
 from jobs.config import ExplainJob
 from jobs.explain import (
     ExplainResult,
+    commit_answers,
     engine_requests,
     input_digests,
+    once_answered,
     planned_placements,
     run_explain,
     whole_shards,
 )
 from jobs.generation import EngineConfig, Failure, engine_environment, engine_settings, failure_reason
 from jobs.manifest import file_digest, folder_digest, opened_output, read_manifest, write_json
-from jobs.shards import Shard, commit_shard, plan_shards
+from jobs.shards import Shard, commit_shard, pending_shards, plan_shards
 from rerank_core.attribution.table import attributions_table
-from rerank_core.errors import ConfigError, DataError
+from rerank_core.errors import ConfigError, DataError, JobError
 from rerank_core.explanation.explain import conclude, conclude_failure
 from rerank_core.explanation.table import explanations_table, read_explanations
 from rerank_core.formats import RUN, documents_table, queries_table, table_of, write_table
@@ -138,6 +140,48 @@ def test_an_unfinished_input_is_refused(job, name) -> None:
     write_json(folder / "manifest.json", {**read_manifest(folder), "status": "running"})
     with pytest.raises(DataError, match="unfinished"):
         planned_placements(job)
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "vocab.txt", "tokenizer.model", "adapter/a.safetensors"])
+def test_every_file_of_the_model_decides_the_explanations(job, name) -> None:
+    model = Path(job.model)
+    before = input_digests(job, model)["model"]
+    (model / name).parent.mkdir(exist_ok=True)
+    (model / name).write_text("other")
+    assert input_digests(job, model)["model"] != before
+
+
+def test_failures_wait_for_the_first_answer_and_nothing_is_lost() -> None:
+    text = Generation(GOOD, 9, 8)
+    answers: list[tuple[int, Generation | Failure]] = [
+        (2, Failure("x")),
+        (0, Failure("y")),
+        (1, text),
+        (4, Failure("z")),
+        (3, text),
+    ]
+    given = iter(answers)
+    found = once_answered(given)
+    assert next(found) == answers[0]
+    assert next(given) == answers[3]  # no more was taken than the first answer
+    assert list(once_answered(iter(answers))) == answers
+    assert list(once_answered(iter(answers[2:]))) == answers[2:]
+    assert list(once_answered(iter([]))) == []
+
+
+def test_an_engine_that_refuses_every_request_fails_the_job_and_commits_nothing(job) -> None:
+    placements = planned_placements(job)
+    with opened_output(job.output, job="explain", config=job, inputs=input_digests(job, Path(job.model))):
+        shards = plan_shards(job.output, list(placements), size=1)
+    work = [(shard, placement) for shard in shards for key in shard.keys for placement in placements[key]]
+    refused = [(index, Failure(f"no grammar {index}")) for index in range(len(work))]
+    with pytest.raises(JobError, match=r"none of 4 requests, .* reason: no grammar 0; mend the cause"):
+        list(commit_answers(job, work, once_answered(iter(refused))))
+    assert pending_shards(job.output, shards) == shards
+    assert read_manifest(job.output)["status"] == "running"
+    one_answered: list[tuple[int, Generation | Failure]] = [(0, Generation(GOOD, 9, 8)), *refused[1:]]
+    assert list(commit_answers(job, work, once_answered(iter(one_answered)))) == [2, 2]
+    assert [e.fallback for e in read_explanations(job.output)] == [False, True, True, True]
 
 
 def test_shards_are_whole_and_in_order_whatever_the_order_of_the_answers(job) -> None:

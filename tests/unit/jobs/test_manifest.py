@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from jobs.config import DpoConfig, ScoreJob, StageConfig, TrainJob
+from jobs.config import DpoConfig, ScoreJob, SftConfig, TrainJob
 from jobs.manifest import (
     config_digest,
     file_digest,
@@ -90,7 +91,7 @@ def test_the_digest_follows_nested_settings() -> None:
     assert config_digest(replace(config, max_failures=9)) == config_digest(config)
     changed = [
         replace(config, dpo=DpoConfig(beta=0.2)),
-        replace(config, sft=StageConfig(learning_rate=1e-3)),
+        replace(config, sft=SftConfig(learning_rate=1e-3)),
         replace(config, objectives=("sft",)),
         config,
     ]
@@ -175,6 +176,17 @@ def test_other_settings_and_other_inputs_are_refused_by_name(config: ScoreJob) -
         pass
 
 
+def test_settings_of_a_version_that_knew_others_are_refused(config: ScoreJob) -> None:
+    with opened(config):
+        pass
+    manifest = read_manifest(config.output)
+    digests = manifest["digests"] | {"config": "of other settings"}
+    write_json(config.output / "manifest.json", manifest | {"digests": digests})
+    message = "made with another version of the settings; choose"
+    with pytest.raises(OutputConflictError, match=message), opened(config):
+        pass
+
+
 def test_the_folder_of_another_job_is_refused(config: ScoreJob) -> None:
     with opened(config, job="attribute"):
         pass
@@ -236,6 +248,41 @@ def test_a_kill_while_the_first_manifest_is_written_leaves_the_folder_new(
         pass
     with opened(config) as state:
         assert state == "new"
+
+
+# --- the commit
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.org", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def commit_told_by(package: Path) -> str:
+    code = "from jobs.manifest import git_commit; print(git_commit())"
+    environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-P", "-c", code]
+    told = subprocess.run(command, cwd=package, env=environment, check=True, capture_output=True, text=True)
+    return told.stdout.strip()
+
+
+def test_the_commit_is_that_of_a_checkout_not_of_a_repository_around_the_installed_package(
+    tmp_path: Path,
+) -> None:
+    installed = tmp_path / "project" / ".venv" / "site-packages"
+    shutil.copytree(ROOT / "jobs", installed / "jobs")
+    assert commit_told_by(installed) == "None"
+    project = tmp_path / "project"
+    (project / "thesis.tex").write_text("years of work")
+    git(project, "init", "--quiet")
+    git(project, "add", "thesis.tex")
+    git(project, "commit", "--quiet", "--message", "mine")
+    assert commit_told_by(installed) == "None"
+    git(project, "add", ".venv/site-packages/jobs/*.py")
+    git(project, "commit", "--quiet", "--message", "a checkout")
+    assert commit_told_by(installed) == git(project, "rev-parse", "HEAD")
+    (project / "thesis.tex").write_text("one more year")
+    assert commit_told_by(installed) == git(project, "rev-parse", "HEAD") + "+changes"
 
 
 # --- reading and writing

@@ -212,3 +212,25 @@ def test_a_second_run_is_finished_and_another_setting_is_refused(folder: Path) -
     with pytest.raises(OutputConflictError):
         prepare(folder)
     assert files(first.output) == before
+
+
+def test_a_name_that_looks_like_markup_is_shown_as_it_is(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "collection.json").write_text('{"name": "x [/old]"}')
+    prepare(folder)
+    assert "prepared x [/old]" in capsys.readouterr().out
+
+
+def test_a_collection_is_known_by_its_files_not_by_its_path(folder: Path) -> None:
+    exclude = folder.parent / "pairs.tsv"
+    exclude.write_text("query_id\tdoc_id\nq00\td00\n")
+    output = prepare(folder, exclude=exclude).output
+    moved = folder.rename(folder.parent / "moved")
+    kept = exclude.rename(folder.parent / "kept.tsv")
+    for collection in (str(moved), f"{folder.parent}/./moved/"):
+        job = PrepareJob(collection=collection, output=output, exclude=kept)
+        assert run_prepare(job).state == "finished"
+    kept.write_text("query_id\tdoc_id\nq00\td01\n")
+    with pytest.raises(OutputConflictError, match="another input:exclude;"):
+        run_prepare(PrepareJob(collection=str(moved), output=output, exclude=kept))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 
-from jobs.ray_session import Need, check_need, device_here
+from jobs.ray_session import Need, _connect, check_need, device_here, require_shared
 from rerank_core.errors import ResourceError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CLUSTER = {"CPU": 8.0, "GPU": 2.0, "memory": 1e9}
 
@@ -45,3 +50,15 @@ def test_a_cluster_that_lists_no_gpu_has_none() -> None:
 
 def test_a_model_goes_where_torch_sees_a_device() -> None:
     assert device_here() == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_an_address_where_nothing_listens_is_named_at_once() -> None:
+    with pytest.raises(ResourceError, match=r"no Ray cluster answers at '127\.0\.0\.1:1'"):
+        _connect("127.0.0.1:1")
+
+
+@pytest.mark.ray
+def test_a_folder_that_workers_do_not_find_is_named(ray_instance: None, tmp_path: Path) -> None:
+    require_shared(tmp_path)
+    with pytest.raises(ResourceError, match="put inputs and outputs on storage that all nodes share"):
+        require_shared(tmp_path / "elsewhere")

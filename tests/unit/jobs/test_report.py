@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from jobs.manifest import (
 )
 from jobs.prepare import run_prepare
 from jobs.report import run_report
+from jobs.shards import Quarantined, Shard, commit_shard
 from rerank_core.attribution.table import attributions_table
 from rerank_core.errors import ConfigError, DataError, OutputConflictError
 from rerank_core.explanation.table import explanations_table
@@ -100,10 +101,14 @@ def _write_collection(folder: Path) -> None:
     )
 
 
-def _write_run(job: ReportJob, *, artefact: Path) -> None:
+def _write_run(job: ReportJob, *, artefact: Path, lost: str = "none") -> None:
     documents = read_documents(job.prepared / "corpus.parquet")
     rows = []
+    quarantined = []
     for query in read_queries(job.prepared / "queries.parquet").values():
+        if query.query_id == lost:
+            quarantined.append(Quarantined((lost,), "not a number"))
+            continue
         found = read_candidates(job.prepared / "candidates.parquet", documents)[query.query_id]
         scores = OverlapScorer().score(query, [c.document for c in found])
         order = sorted(range(len(found)), key=lambda i: (-scores[i], i))
@@ -123,7 +128,15 @@ def _write_run(job: ReportJob, *, artefact: Path) -> None:
     config = ScoreJob(prepared=job.prepared, artefact=artefact, output=job.run)
     inputs = {**scoring_digests(job.prepared, fold=0), "artefact": "m"}
     with opened_output(job.run, job="score", config=config, inputs=inputs):
-        _write_shard(job.run, table_of(rows, RUN))
+        keys = {(str(row[0]),) for row in rows} | {row.key for row in quarantined}
+        commit_shard(
+            job.run,
+            Shard(0, tuple(keys)),
+            table_of(rows, RUN),
+            key_columns=("query_id",),
+            quarantined=quarantined,
+        )
+        finish_output(job.run, results={})
 
 
 def _write_shard(folder: Path, table: pa.Table) -> None:
@@ -212,6 +225,36 @@ def test_an_artefact_from_elsewhere_leaves_training_out(demo: ReportJob, tmp_pat
     assert read_manifest(tmp_path / "report")["results"]["training"] is None
 
 
+def test_folders_that_are_moved_together_stay_finished(
+    demo: ReportJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(demo.run.parent, old, ignore=shutil.ignore_patterns("report"))
+    manifest = read_manifest(demo.run)
+    there = {"artefact": str(old / "model" / "dpo"), "output": str(old / "run")}
+    write_json(old / "run" / "manifest.json", manifest | {"config": manifest["config"] | there})
+    lines = run_report(_moved(demo, old)).lines
+    old.rename(new)
+    job = _moved(demo, new)
+    metrics = EvaluateJob(
+        prepared=job.prepared,
+        output=job.metrics,
+        runs=(f"tiny={new}/./run",),
+        fusion_weight=0.5,
+        num_samples=100,
+    )
+    assert run_evaluate(metrics).state == "finished"
+    with caplog.at_level(logging.INFO, logger="whyrank.report"):
+        assert run_report(job).lines == lines
+    assert caplog.messages[-1] == f"{job.output} is finished: nothing to do"
+    assert "leaves the training out" not in caplog.text
+
+
+def _moved(job: ReportJob, root: Path) -> ReportJob:
+    """Return the job on the folders of the same names in another place."""
+    return ReportJob(**{item.name: root / getattr(job, item.name).name for item in fields(job)})
+
+
 def _with_own_training(demo: ReportJob, folder: Path) -> ReportJob:
     """Return the job on copies of the run and of its training, to change."""
     manifest = read_manifest(demo.run)
@@ -293,12 +336,28 @@ def test_inputs_that_do_not_belong_together_are_refused(
 
 def test_a_run_that_was_not_evaluated_is_refused(demo: ReportJob, tmp_path: Path) -> None:
     digests = {
-        name: "00" if name.endswith("run") else d
+        name: "00" if name.endswith("tiny/fold-0") else d
         for name, d in read_manifest(demo.metrics)["digests"].items()
     }
     other = _copy_with_manifest(demo.metrics, tmp_path / "other", digests=digests)
     with pytest.raises(ConfigError, match="does not evaluate"):
         run_report(replace(demo, metrics=other, output=tmp_path / "report"))
+
+
+def test_a_test_query_in_quarantine_is_in_the_metrics_but_not_among_the_rankings(
+    demo: ReportJob, tmp_path: Path
+) -> None:
+    job = _moved(demo, tmp_path / "lost")
+    shutil.copytree(demo.prepared, job.prepared)
+    _write_run(job, artefact=Path("gone") / "dpo", lost="q1")
+    for write in (_write_words, _write_texts):
+        write(job)
+    evaluated = run_evaluate(
+        EvaluateJob(prepared=job.prepared, output=job.metrics, runs=(f"tiny={job.run}",), num_samples=100)
+    )
+    assert (evaluated.metrics["quarantined"], evaluated.metrics["num_queries"]) == ({"tiny": 1}, 2)
+    page = run_report(job).html.read_text(encoding="utf-8")
+    assert "on 2 queries" in page
 
 
 def test_a_run_of_a_fold_that_was_not_evaluated_is_refused(demo: ReportJob, tmp_path: Path) -> None:

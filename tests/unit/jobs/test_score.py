@@ -99,7 +99,7 @@ def test_a_fold_that_is_not_there_is_refused(config: ScoreJob) -> None:
 
 
 def test_an_artefact_is_scored_on_its_own_fold_only(config: ScoreJob) -> None:
-    with pytest.raises(ConfigError, match=r"another split of this collection \(fold 1\)"):
+    with pytest.raises(ConfigError, match=r"another split of these queries \(fold 1 "):
         run_score(replace(config, fold=0))
     assert not config.output.exists()
 
@@ -213,7 +213,7 @@ def test_a_run_whose_shards_are_all_committed_is_finished_and_counted(
         q: r.doc_ids for q, r in read_run(config.output, "run").rankings.items()
     }
     line = (
-        f"{config.output}: 11 of 12 queries ranked, {num_truncated} documents truncated,"
+        f"{config.output}: 11 of 12 queries ranked, {num_truncated} pairs truncated,"
         f" 1 queries quarantined (reasons in {config.output / 'quarantine'})"
     )
     assert caplog.messages == [line]

@@ -2,96 +2,38 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-import torch.distributed
 
-from jobs.config import DpoConfig, StageConfig, TrainJob
+from jobs.config import DpoConfig, PpoConfig, TrainJob
 from jobs.leakage import judged
 from jobs.manifest import read_manifest
+from jobs.objective_trainer import append_line
+from jobs.stage import StageTask, TrainingData, golden_pairs, start_scorer
 from jobs.train import (
     UNTRAINED,
     _task,
     check_inputs,
+    progress_text,
     read_log,
     run_train,
     stage_names,
+    stage_reward_model,
+    stage_start,
     stages,
     write_untrained,
 )
-from jobs.train_worker import (
-    StageTask,
-    TrainingData,
-    _query_loss,
-    _trained_scorer,
-    append_line,
-    disable_dropout,
-    golden_pairs,
-    read_training_data,
-    stage_examples,
-    start_scorer,
-    with_adapters,
-)
 from rerank_core.errors import ConfigError, DataError
-from rerank_core.formats import pairs_table, pointwise_table, read_pointwise, read_split, write_table
+from rerank_core.formats import pairs_table, pointwise_table, read_pointwise, write_table
 from rerank_core.models.artefact import artefact_digest, load_artefact, read_spec, save_artefact
 from rerank_core.models.pretrained import resolve_model
-from rerank_core.records import Document
-from rerank_core.training.steps import contrastive_query_loss, sft_query_loss
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rerank_core.training.batching import RankingExample
-
-
-@pytest.fixture
-def config(prepared_folder: Path, model_folder: Path, tmp_path: Path) -> TrainJob:
-    return TrainJob(
-        prepared=prepared_folder,
-        output=tmp_path / "train",
-        model=str(model_folder),
-        fold=1,
-        max_length=64,
-        objectives=(),
-        seed=7,
-    )
-
-
-@pytest.fixture
-def task(config: TrainJob, tmp_path: Path) -> StageTask:
-    return StageTask(
-        name="sft",
-        settings=StageConfig(),
-        prepared=str(config.prepared),
-        fold=config.fold,
-        start=config.model,
-        artefact=str(tmp_path / "sft"),
-        log=str(tmp_path / "train_log.jsonl"),
-        head="linear",
-        num_layers=None,
-        max_length=64,
-        bf16=False,
-        lora_rank=0,
-        zero_stage=2,
-        seed=7,
-        provenance={},
-    )
 
 
 def checked(config: TrainJob) -> dict[str, str]:
     return check_inputs(config, resolve_model(config.model))
-
-
-@pytest.fixture
-def data(task: StageTask) -> TrainingData:
-    return read_training_data(task)
 
 
 # --- the job
@@ -133,7 +75,7 @@ def test_a_model_that_was_trained_on_another_fold_is_not_trained_further(
     save_artefact(start_scorer(task), tmp_path / "sft", head="linear", golden=golden, provenance=provenance)
     config = replace(config, model=str(tmp_path / "sft"), objectives=("dpo",))
     checked(replace(config, fold=0))
-    with pytest.raises(ConfigError, match=r"another split of this collection \(fold 0\)"):
+    with pytest.raises(ConfigError, match=r"another split of these queries \(fold 0 "):
         checked(config)
 
 
@@ -207,161 +149,6 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     assert [line["step"] for line in read_log(log)] == [1, 2]
 
 
-# --- what a stage starts from
-
-
-def test_a_stage_starts_from_a_model_folder_or_an_artefact(config: TrainJob, task: StageTask) -> None:
-    write_untrained(config, Path(config.model))
-    artefact = config.output / UNTRAINED
-    from_folder = start_scorer(task)
-    from_artefact = start_scorer(replace(task, start=str(artefact), seed=8))
-    assert from_artefact.digest == artefact_digest(artefact)
-    assert from_folder.digest == "untrained"
-    ours, theirs = from_folder.model.state_dict(), from_artefact.model.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def test_golden_pairs_are_drawn_from_the_training_rows_by_the_seed(
-    task: StageTask, data: TrainingData
-) -> None:
-    pairs = golden_pairs(data, seed=3)
-    assert golden_pairs(data, seed=3) == pairs
-    assert golden_pairs(data, seed=4) != pairs
-    rows = read_pointwise(data.folder / "pointwise.parquet")
-    assert sorted((q.query_id, d.doc_id) for q, d in pairs) == sorted((r.query_id, r.doc_id) for r in rows)
-    split_by_query = read_split(Path(task.prepared) / f"fold-{task.fold}" / "split.parquet")
-    assert {split_by_query[query.query_id] for query, _ in pairs} == {"train"}
-
-
-# --- what a stage learns from
-
-
-def examples_of(task: StageTask, data: TrainingData) -> list[RankingExample]:
-    return stage_examples(task, data, start_scorer(task), rank=0, world=1)
-
-
-def test_sft_learns_from_the_training_queries_and_their_grades(task: StageTask, data: TrainingData) -> None:
-    rows = read_pointwise(data.folder / "pointwise.parquet")
-    examples = examples_of(task, data)
-    assert [example.query_id for example in examples] == sorted({row.query_id for row in rows})
-    assert max(max(example.grades) for example in examples) == examples[0].max_grade == 9
-    assert sum(len(example.documents) for example in examples) == len(rows)
-
-
-def test_warm_up_learns_from_titles_and_never_from_a_query(task: StageTask, data: TrainingData) -> None:
-    examples = examples_of(replace(task, name="warmup"), data)
-    titled = [doc_id for doc_id, document in data.texts.documents.items() if document.title]
-    assert [example.query_id for example in examples] == [f"title:{doc_id}" for doc_id in sorted(titled)]
-    assert all(example.grades[0] == 1 == sum(example.grades) for example in examples)
-
-
-def test_every_process_draws_the_same_warm_up(task: StageTask, data: TrainingData) -> None:
-    warm_up = replace(task, name="warmup")
-    scorer = start_scorer(task)
-    drawn = [stage_examples(warm_up, data, scorer, rank=rank, world=2) for rank in (0, 1)]
-    assert drawn[0] == drawn[1]
-
-
-def test_warm_up_without_titles_is_refused(task: StageTask, data: TrainingData) -> None:
-    untitled = {doc_id: Document(doc_id, d.text) for doc_id, d in data.texts.documents.items()}
-    data = replace(data, texts=replace(data.texts, documents=untitled))
-    with pytest.raises(DataError, match="nothing for the stage 'warmup'"):
-        examples_of(replace(task, name="warmup"), data)
-
-
-def test_training_rows_without_any_grade_are_refused(
-    task: StageTask, data: TrainingData, tmp_path: Path
-) -> None:
-    rows = read_pointwise(data.folder / "pointwise.parquet")
-    write_table(pointwise_table([replace(row, grade=0) for row in rows]), tmp_path / "pointwise.parquet")
-    with pytest.raises(DataError, match="no training document has a grade above 0"):
-        examples_of(task, replace(data, folder=tmp_path))
-
-
-@pytest.fixture
-def one_process(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process alone."""
-    method = f"file://{tmp_path / 'rendezvous'}"
-    torch.distributed.init_process_group("gloo", init_method=method, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.usefixtures("one_process")
-def test_dpo_starts_at_ln_2_because_its_reference_is_the_scorer_it_starts_from(
-    task: StageTask, data: TrainingData
-) -> None:
-    task = replace(task, name="dpo", settings=DpoConfig(beta=0.5))
-    scorer = start_scorer(task)
-    examples = stage_examples(task, data, scorer, rank=0, world=1)
-    loss = _query_loss(task)
-    for example in examples:
-        scores = torch.tensor(scorer.score_encoded(example.documents))
-        assert loss(scores, example).item() == pytest.approx(math.log(2), abs=1e-5)
-    assert examples
-
-
-# --- how a stage learns
-
-
-def test_each_objective_has_its_own_loss(task: StageTask) -> None:
-    assert _query_loss(task) is sft_query_loss
-    assert _query_loss(replace(task, name="warmup")) is contrastive_query_loss
-    dpo: Any = _query_loss(replace(task, name="dpo", settings=DpoConfig(beta=0.3)))
-    assert dpo.keywords == {"beta": 0.3}
-
-
-def test_without_dropout_a_model_in_training_scores_as_it_does_afterwards(
-    task: StageTask, data: TrainingData
-) -> None:
-    scorer = start_scorer(task)
-    pairs = golden_pairs(data, seed=0)[:4]
-    scores = scorer.score_pairs(pairs)
-    scorer.model.train()
-    assert scorer.score_pairs(pairs) != pytest.approx(scores, abs=1e-4)
-    disable_dropout(scorer.model)
-    assert scorer.score_pairs(pairs) == pytest.approx(scores, abs=1e-5)
-
-
-# --- adapters
-
-
-def test_fresh_adapters_change_no_score_and_leave_only_themselves_and_the_head_to_train(
-    task: StageTask, data: TrainingData
-) -> None:
-    scorer = start_scorer(task)
-    pairs = golden_pairs(data, seed=0)[:6]
-    scores = scorer.score_pairs(pairs)
-    with_adapters(scorer.model, rank=2)
-    assert scorer.score_pairs(pairs) == pytest.approx(scores, abs=1e-5)
-    trained = {name for name, weight in scorer.model.named_parameters() if weight.requires_grad}
-    assert {name for name in trained if "lora_" not in name} == {"head.weight", "head.bias"}
-    assert len(trained) > 2
-
-
-def test_merged_adapters_score_as_the_adapters_did_in_training(task: StageTask, data: TrainingData) -> None:
-    task = replace(task, lora_rank=2)
-    start, trained = start_scorer(task), start_scorer(task)
-    with_adapters(trained.model, rank=2)
-    with torch.no_grad():
-        for name, weight in trained.model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
-    pairs = golden_pairs(data, seed=0)[:6]
-    merged = _trained_scorer(task, start, trained.model.state_dict())
-    assert merged.score_pairs(pairs) == pytest.approx(trained.score_pairs(pairs), abs=1e-4)
-    assert merged.score_pairs(pairs) != pytest.approx(start.score_pairs(pairs), abs=1e-2)
-    assert not any("lora" in name for name in merged.model.state_dict())
-
-
-def test_weights_trained_in_half_precision_are_kept_in_single_precision(task: StageTask) -> None:
-    start = start_scorer(task)
-    half = {name: tensor.bfloat16() for name, tensor in start.model.state_dict().items()}
-    trained = _trained_scorer(task, start, half)
-    assert {weight.dtype for weight in trained.model.parameters()} == {torch.float32}
-
-
 def test_an_artefact_names_the_judgements_it_has_learnt_from(config: TrainJob) -> None:
     task = _task(config, name="sft", settings=config.sft, start=config.model, artefact="sft")
     assert task.provenance["judged"] == [asdict(judged(config.prepared, fold=config.fold))]
@@ -371,7 +158,7 @@ def test_an_artefact_names_the_judgements_it_has_learnt_from(config: TrainJob) -
 def test_a_warm_up_adds_no_judgement_but_keeps_those_of_its_start(
     config: TrainJob, task: StageTask, data: TrainingData, tmp_path: Path
 ) -> None:
-    known = [{"texts": "other", "split": "s"}]
+    known = [{"texts": "other", "split": "s", "trained": "q", "held_out": ""}]
     save_artefact(
         start_scorer(task),
         tmp_path / "start",
@@ -382,3 +169,52 @@ def test_a_warm_up_adds_no_judgement_but_keeps_those_of_its_start(
     for start, learnt in ((config.model, []), (str(tmp_path / "start"), known)):
         warmed = _task(config, name="warmup", settings=config.warmup, start=start, artefact="warmup")
         assert warmed.provenance["judged"] == learnt
+
+
+def test_dpo_and_ppo_start_from_sft_and_the_reward_model_does_not(config: TrainJob) -> None:
+    model, out = Path("model"), config.output
+    every = replace(config, objectives=("warmup", "sft", "rm", "dpo", "ppo"))
+    starts = {name: stage_start(every, name, model) for name, _ in stages(every)}
+    assert starts == {
+        "warmup": model,
+        "sft": out / "warmup",
+        "rm": out / "warmup",
+        "dpo": out / "sft",
+        "ppo": out / "sft",
+    }
+    assert stage_start(replace(config, objectives=("dpo",)), "dpo", model) == model
+
+
+def test_the_reward_model_is_the_jobs_own_or_the_one_it_names(config: TrainJob) -> None:
+    own = replace(config, objectives=("rm", "ppo"))
+    assert stage_reward_model(own, "ppo") == config.output / "rm"
+    assert stage_reward_model(own, "rm") is None
+    named = replace(config, objectives=("ppo",), ppo=PpoConfig(reward_model=Path("judge")))
+    assert stage_reward_model(named, "ppo") == Path("judge")
+    graded = replace(config, objectives=("ppo",), ppo=PpoConfig(reward="grades"))
+    assert stage_reward_model(graded, "ppo") is None
+
+
+def test_the_artefact_of_the_reward_model_is_an_input(config: TrainJob) -> None:
+    write_untrained(config, Path(config.model))
+    judge = config.output / UNTRAINED
+    named = replace(config, objectives=("ppo",), ppo=PpoConfig(reward_model=judge))
+    assert checked(named)["reward_model"] == artefact_digest(judge)
+
+
+def test_epochs_cannot_be_chosen_without_a_graded_dev_query(config: TrainJob, tmp_path: Path) -> None:
+    prepared = tmp_path / "prepared"
+    shutil.copytree(config.prepared, prepared)
+    path = prepared / f"fold-{config.fold}" / "dev" / "pointwise.parquet"
+    write_table(pointwise_table([replace(row, grade=0) for row in read_pointwise(path)]), path)
+    config = replace(config, prepared=prepared)
+    checked(config)
+    with pytest.raises(DataError, match=r"no dev document has a grade .* leave --patience at 0"):
+        checked(replace(config, patience=1))
+
+
+def test_the_live_line_shows_loss_held_out_ndcg_and_speed() -> None:
+    step = {"stage": "dpo", "step": 1, "loss": 0.6931, "pairs_per_s": 81.4}
+    assert progress_text([step]) == "dpo: loss 0.6931, 81 pairs/s"
+    epoch = {"stage": "dpo", "step": 1, "held_out_ndcg": 0.71249}
+    assert progress_text([step, epoch]) == "dpo: loss 0.6931, dev NDCG 0.712, 81 pairs/s"

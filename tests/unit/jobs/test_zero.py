@@ -13,17 +13,24 @@ from jobs.zero import ZeroStage, zero_config
 @pytest.mark.parametrize("stage", get_args(ZeroStage))
 def test_the_stage_and_the_arithmetic_are_passed_on(stage: ZeroStage) -> None:
     for bf16 in (False, True):
-        config = zero_config(stage, bf16=bf16)
+        config = zero_config(stage, bf16=bf16, offload_optimizer=False)
         assert config["zero_optimization"]["stage"] == stage
         assert config["bf16"] == {"enabled": bf16}
         assert json.loads(json.dumps(config)) == config
 
 
 def test_the_training_arguments_decide_learning_rate_and_batches() -> None:
-    config = zero_config(2, bf16=False)
+    config = zero_config(2, bf16=False, offload_optimizer=False)
     assert config["optimizer"]["params"]["lr"] == "auto"
     assert config["train_micro_batch_size_per_gpu"] == config["gradient_accumulation_steps"] == "auto"
 
 
 def test_sharded_parameters_are_gathered_when_they_are_saved() -> None:
-    assert zero_config(3, bf16=True)["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
+    config = zero_config(3, bf16=True, offload_optimizer=False)
+    assert config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
+
+
+def test_only_an_offloaded_optimiser_lives_on_the_cpu() -> None:
+    assert "offload_optimizer" not in zero_config(2, bf16=True, offload_optimizer=False)["zero_optimization"]
+    offloaded = zero_config(2, bf16=True, offload_optimizer=True)["zero_optimization"]
+    assert offloaded["offload_optimizer"]["device"] == "cpu"

@@ -1,0 +1,127 @@
+"""What a worker trains, and what it leaves: the parts that need no second process."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from jobs.stage import StageTask, TrainingData, Worker, golden_pairs, stage_examples, start_scorer
+from jobs.train_worker import (
+    _check_export,
+    checkpoint_layers,
+    disable_dropout,
+    trained_scorer,
+    with_adapters,
+)
+from rerank_core.errors import JobError
+from rerank_core.models.artefact import load_artefact, save_artefact
+from rerank_core.models.build import load_backbone, load_config
+from rerank_core.models.scorer import pad
+from rerank_core.training.list_model import ListModel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rerank_core.models.scorer import LanguageModelScorer
+
+
+def test_without_dropout_a_model_in_training_scores_as_it_does_afterwards(
+    task: StageTask, data: TrainingData
+) -> None:
+    scorer = start_scorer(task)
+    pairs = golden_pairs(data, seed=0)[:4]
+    scores = scorer.score_pairs(pairs)
+    scorer.model.train()
+    assert scorer.score_pairs(pairs) != pytest.approx(scores, abs=1e-4)
+    disable_dropout(scorer.model)
+    assert scorer.score_pairs(pairs) == pytest.approx(scores, abs=1e-5)
+
+
+# --- adapters
+
+
+def test_fresh_adapters_change_no_score_and_leave_only_themselves_and_the_head_to_train(
+    task: StageTask, data: TrainingData
+) -> None:
+    scorer = start_scorer(task)
+    pairs = golden_pairs(data, seed=0)[:6]
+    scores = scorer.score_pairs(pairs)
+    with_adapters(scorer.model, rank=2)
+    assert scorer.score_pairs(pairs) == pytest.approx(scores, abs=1e-5)
+    trained = {name for name, weight in scorer.model.named_parameters() if weight.requires_grad}
+    assert {name for name in trained if "lora_" not in name} == {"head.weight", "head.bias"}
+    assert len(trained) > 2
+
+
+def with_trained_adapters(task: StageTask) -> LanguageModelScorer:
+    scorer = start_scorer(task)
+    with_adapters(scorer.model, rank=2)
+    with torch.no_grad():
+        for name, weight in scorer.model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+    return scorer
+
+
+def test_merged_adapters_score_as_the_adapters_did_in_training(task: StageTask, data: TrainingData) -> None:
+    task = replace(task, lora_rank=2)
+    start, trained = start_scorer(task), with_trained_adapters(task)
+    pairs = golden_pairs(data, seed=0)[:6]
+    merged = trained_scorer(task, start, ListModel(trained.model).state_dict())
+    assert merged.score_pairs(pairs) == pytest.approx(trained.score_pairs(pairs), abs=1e-4)
+    assert merged.score_pairs(pairs) != pytest.approx(start.score_pairs(pairs), abs=1e-2)
+    assert not any("lora" in name for name in merged.model.state_dict())
+
+
+def test_weights_trained_in_half_precision_are_kept_in_single_precision(task: StageTask) -> None:
+    start = start_scorer(task)
+    half = {name: tensor.bfloat16() for name, tensor in ListModel(start.model).state_dict().items()}
+    trained = trained_scorer(task, start, half)
+    assert {weight.dtype for weight in trained.model.parameters()} == {torch.float32}
+
+
+def test_kept_adapters_lie_beside_the_start_weights_and_score_the_same_when_loaded(
+    task: StageTask, data: TrainingData, tmp_path: Path
+) -> None:
+    task = replace(task, lora_rank=2, keeps_adapter=True)
+    start, trained = start_scorer(task), with_trained_adapters(task)
+    kept = trained_scorer(task, start, ListModel(trained.model).state_dict())
+    pairs = golden_pairs(data, seed=0)[:6]
+    save_artefact(kept, tmp_path / "kept", head="linear", golden=pairs, provenance={})
+    loaded = load_artefact(tmp_path / "kept")
+    assert loaded.score_pairs(pairs) == pytest.approx(trained.score_pairs(pairs), abs=1e-4)
+    assert (tmp_path / "kept" / "adapter" / "adapter_model.safetensors").is_file()
+    shutil.rmtree(tmp_path / "kept" / "adapter")
+    without = load_backbone(tmp_path / "kept", load_config(tmp_path / "kept")).state_dict()
+    for name, weight in start.model.backbone.state_dict().items():
+        torch.testing.assert_close(without[name], weight)
+
+
+def test_recomputed_layers_give_the_same_gradients(task: StageTask, data: TrainingData) -> None:
+    gradients = []
+    for recompute in (False, True):
+        scorer = start_scorer(task)
+        disable_dropout(scorer.model.train())
+        if recompute:
+            checkpoint_layers(scorer.model)
+        inputs = pad([scorer.encoder.encode(*pair) for pair in golden_pairs(data, seed=0)[:3]], pad_id=0)
+        scorer.model(**inputs).sum().backward()
+        gradients.append([p.grad for p in scorer.model.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 0
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+def test_an_export_that_scores_otherwise_than_the_trained_model_is_refused(
+    task: StageTask, data: TrainingData
+) -> None:
+    scorer = start_scorer(task)
+    (example, *_) = stage_examples(task, data, scorer, worker=Worker(0, 1)).train
+    trained = scorer.score_encoded(example.documents)
+    _check_export(task, scorer, example, trained)
+    with pytest.raises(JobError, match=r"differs by 0\.01 from the trained one"):
+        _check_export(task, scorer, example, [score + 0.01 for score in trained])
