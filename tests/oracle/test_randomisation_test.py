@@ -25,6 +25,7 @@ def ranked(scores: dict[str, dict[str, float]]) -> dict[str, Ranking]:
     }
 
 
+@pytest.mark.filterwarnings("ignore:.*unsafe cast from uint64 to int64:Warning")  # ranx, while it is compiled
 def test_the_p_value_is_that_of_ranx_compare(rng: np.random.Generator) -> None:
     names = [f"q{n:02d}" for n in range(30)]
     qrels = {name: {f"d{n}": int(rng.integers(0, 4)) for n in range(8)} for name in names}

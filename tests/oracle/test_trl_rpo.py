@@ -115,7 +115,7 @@ def test_rpo_is_dpo_plus_alpha_times_the_likelihood_per_token_of_a_pass(
         theirs = trainer.compute_loss(trainer.model, dict(batch))
         assert len(pairs) == queries_per_pass
         assert theirs.item() == pytest.approx(ours.item(), rel=TOLERANCE)
-        assert (pairs - math.log(2)).abs().min() > 1e-3
+        assert (pairs - math.log(2)).abs().min() > 10 * TOLERANCE  # the policy has moved, so beta counts
         per_answer = pairs.mean() - ALPHA * (chosen.sum(dim=1) / lengths).mean()
         differs = abs(per_answer - ours).item() > 10 * TOLERANCE
         assert differs == (queries_per_pass == 2), "RPO as published divides each answer by its own length"
