@@ -97,7 +97,7 @@ def move(policy: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in policy.parameters():
-            weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
+            weight.add_(0.5 * torch.randn(weight.shape, generator=generator))
 
 
 @pytest.mark.parametrize("queries_per_pass", [1, 2])
@@ -115,7 +115,7 @@ def test_rpo_is_dpo_plus_alpha_times_the_likelihood_per_token_of_a_pass(
         theirs = trainer.compute_loss(trainer.model, dict(batch))
         assert len(pairs) == queries_per_pass
         assert theirs.item() == pytest.approx(ours.item(), rel=TOLERANCE)
-        assert (pairs - math.log(2)).abs().min() > 10 * TOLERANCE  # the policy has moved, so beta counts
+        assert (pairs - math.log(2)).abs().min() > 1e-3
         per_answer = pairs.mean() - ALPHA * (chosen.sum(dim=1) / lengths).mean()
         differs = abs(per_answer - ours).item() > 10 * TOLERANCE
         assert differs == (queries_per_pass == 2), "RPO as published divides each answer by its own length"
