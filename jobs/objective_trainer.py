@@ -164,7 +164,6 @@ class ObjectiveTrainer(transformers.Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Return the mean NDCG of the held-out queries; transformers calls this after each epoch."""
-        list(self._held_out)
         found = dict(pair for part in gathered(self._held_out_ndcg(), worker=self._worker) for pair in part)
         metrics = {HELD_OUT_NDCG: float(np.mean([found[place] for place in sorted(found)]))}
         self.log(dict(metrics))
