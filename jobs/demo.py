@@ -5,21 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
 from jobs.attribute import run_attribute
-from jobs.config import (
-    AttributeJob,
-    DemoJob,
-    EvaluateJob,
-    ExplainJob,
-    PrepareJob,
-    ReportJob,
-    ScoreJob,
-    TrainJob,
-)
+from jobs.config import AttributeJob, DemoJob, EvaluateJob, ExplainJob, PrepareJob, ReportJob, ScoreJob
 from jobs.evaluate import run_evaluate
 from jobs.explain import run_explain
 from jobs.prepare import run_prepare
@@ -28,6 +20,9 @@ from jobs.recipes import small_cpu
 from jobs.report import ReportResult, run_report
 from jobs.score import run_score
 from jobs.train import UNTRAINED, run_train
+
+if TYPE_CHECKING:
+    from jobs.training_config import TrainJob
 
 logger = logging.getLogger("whyrank.demo")
 

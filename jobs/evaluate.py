@@ -21,31 +21,29 @@ from jobs.manifest import (
     finish_output,
     folder_digest,
     opened_output,
-    other_inputs,
     require_finished,
-    scoring_digests,
     write_json,
 )
-from jobs.shards import read_quarantine
+from jobs.run_folders import (
+    NamedRun,
+    Prepared,
+    checked_fold,
+    pooled_rankings,
+    rankings_of,
+    read_named,
+    read_prepared,
+)
 from rerank_core.data.splits import members
-from rerank_core.errors import ConfigError, DataError
-from rerank_core.evaluation.baselines import first_stage_rankings
+from rerank_core.errors import ConfigError
 from rerank_core.evaluation.comparison import (
     RESERVED_NAMES,
     MeasuredRun,
-    check_candidates,
     choose_weight,
     compare,
-    fused_rankings,
     measure_baselines,
 )
 from rerank_core.evaluation.ranking_metrics import NDCG_BURGES, Metric, evaluate, metrics
 from rerank_core.formats import (
-    read_candidates,
-    read_documents,
-    read_qrels,
-    read_run,
-    read_split,
     table_of,
     write_table,
 )
@@ -54,10 +52,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from jobs.config import EvaluateJob
-    from rerank_core.data.splits import Fold
     from rerank_core.evaluation.findings import MetricRow, MetricTable
     from rerank_core.evaluation.significance import Interval
-    from rerank_core.records import Candidate, Qrels, Ranking
 
 logger = logging.getLogger("whyrank.evaluate")
 
@@ -72,25 +68,6 @@ class EvaluateResult:
     output: Path
     state: OutputState
     metrics: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """What a prepared folder says about the queries that are evaluated."""
-
-    candidates: Mapping[str, Sequence[Candidate]]
-    qrels: Qrels
-    folds: Mapping[int, Fold]
-    relevant_from: int
-
-
-@dataclass(frozen=True, slots=True)
-class _NamedRun:
-    """The run folders of one name, by fold, read and checked; how many test queries have no ranking."""
-
-    name: str
-    rankings_by_fold: Mapping[int, Mapping[str, Ranking]]
-    num_quarantined: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +100,14 @@ def run_evaluate(config: EvaluateJob) -> EvaluateResult:
     folders = _named_folders(config.runs)
     require_finished(config.prepared, job="prepare")
     fold_by_folder = {
-        folder: _checked_fold(name, folder, prepared=config.prepared)
+        folder: checked_fold(name, folder, prepared=config.prepared)
         for name, found in folders.items()
         for folder in found
     }
     folds = [config.fold] if config.fold is not None else sorted(set(fold_by_folder.values()))
-    prepared = _read_prepared(config.prepared, folds=folds)
+    prepared = read_prepared(config.prepared, folds=folds)
     named = [
-        _read_named(name, found, fold_by_folder=fold_by_folder, prepared=prepared)
+        read_named(name, found, fold_by_folder=fold_by_folder, prepared=prepared)
         for name, found in folders.items()
     ]
     inputs = _input_digests(config.prepared, folders, fold_by_folder=fold_by_folder)
@@ -205,88 +182,7 @@ def _named_folders(runs: Sequence[str]) -> dict[str, list[Path]]:
     return folders
 
 
-def _checked_fold(name: str, folder: Path, *, prepared: Path) -> int:
-    """The fold that a run folder was scored for, after a check that it was this fold of this folder."""
-    manifest = require_finished(folder, job="score")
-    fold = manifest["config"].get("fold")
-    if not isinstance(fold, int):
-        raise DataError(f"{folder / 'manifest.json'} names no fold; score again with `whyrank score --fold`")
-    others = other_inputs(manifest, scoring_digests(prepared, fold=fold))
-    if others:
-        raise ConfigError(
-            f"run {name!r} in {folder} was scored on another {', '.join(others)} than fold {fold} of"
-            f" {prepared}; pass the prepared folder of that run, or score again"
-        )
-    return fold
-
-
-def _read_prepared(folder: Path, *, folds: Sequence[int]) -> _Prepared:
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return _Prepared(
-        read_candidates(folder / "candidates.parquet", read_documents(folder / "corpus.parquet")),
-        read_qrels(folder / "qrels.parquet"),
-        {fold: read_split(folder / f"fold-{fold}" / "split.parquet") for fold in folds},
-        summary["relevant_from"],
-    )
-
-
-def _read_named(
-    name: str, folders: Sequence[Path], *, fold_by_folder: Mapping[Path, int], prepared: _Prepared
-) -> _NamedRun:
-    rankings_by_fold: dict[int, Mapping[str, Ranking]] = {}
-    num_quarantined = 0
-    for folder in folders:
-        fold = fold_by_folder[folder]
-        if fold in rankings_by_fold:
-            raise DataError(f"run {name!r} has two folders of fold {fold} ({folder} is the second); name one")
-        if fold in prepared.folds:
-            unranked = _quarantined(folder, prepared)
-            num_quarantined += _num_tested(name, folder, unranked=unranked, split=prepared.folds[fold])
-            rankings_by_fold[fold] = {**read_run(folder, name).rankings, **unranked}
-    for fold, split in prepared.folds.items():
-        _check_covers(name, fold, split=split, rankings=rankings_by_fold.get(fold, {}))
-        check_candidates(rankings_by_fold[fold], prepared.candidates)
-    return _NamedRun(name, rankings_by_fold, num_quarantined)
-
-
-def _quarantined(folder: Path, prepared: _Prepared) -> dict[str, Ranking]:
-    """The queries of a run folder that got no ranking, each in the order of the first stage."""
-    query_ids = [row.key[0] for row in read_quarantine(folder)]
-    return first_stage_rankings({query_id: prepared.candidates[query_id] for query_id in query_ids})
-
-
-def _num_tested(name: str, folder: Path, *, unranked: Mapping[str, Ranking], split: Fold) -> int:
-    """The number of test queries among those without a ranking, after a word on them."""
-    tested = members(split)["test"]
-    num = sum(query_id in unranked for query_id in tested)
-    where = folder / "quarantine"
-    if num and num == len(tested):
-        raise DataError(
-            f"run {name!r} ranks no test query: {where} holds all {num} of them; mend the cause named there,"
-            " and score into another folder"
-        )
-    if num:
-        logger.warning(
-            "run %r has no ranking of %d of %d test queries (reasons in %s): they count in the order of the"
-            " first stage",
-            name,
-            num,
-            len(tested),
-            where,
-        )
-    return num
-
-
-def _check_covers(name: str, fold: int, *, split: Fold, rankings: Mapping[str, Ranking]) -> None:
-    missing = [query_id for query_id in members(split)["test"] if query_id not in rankings]
-    if missing:
-        raise DataError(
-            f"run {name!r} does not rank test query {missing[0]!r} of fold {fold}; add its folder to --runs, "
-            f"written by `whyrank score --fold {fold} --split test` (or all)"
-        )
-
-
-def _evaluate(config: EvaluateJob, prepared: _Prepared, *, named: Sequence[_NamedRun]) -> _Evaluation:
+def _evaluate(config: EvaluateJob, prepared: Prepared, *, named: Sequence[NamedRun]) -> _Evaluation:
     measured = metrics(relevant_from=prepared.relevant_from)
     tested = {q: prepared.candidates[q] for split in prepared.folds.values() for q in members(split)["test"]}
     baselines = measure_baselines(
@@ -299,32 +195,19 @@ def _evaluate(config: EvaluateJob, prepared: _Prepared, *, named: Sequence[_Name
     runs = [baselines["floor"], baselines["random"], baselines["first_stage"]]
     weights: dict[str, dict[int, float]] = {}
     for run in named:
-        rankings = _pooled(run, prepared)
+        rankings = pooled_rankings(run, prepared)
         runs.append(MeasuredRun(run.name, "run", evaluate(rankings, prepared.qrels, measured=measured)))
         found = _weights(config, run, prepared=prepared)
         if found:
             weights[run.name] = found
-            fused = _pooled(run, prepared, weights=found)
+            fused = pooled_rankings(run, prepared, weights=found)
             values = evaluate(fused, prepared.qrels, measured=measured)
             runs.append(MeasuredRun(f"bm25+{run.name}", "fusion", values))
     num_quarantined = {run.name: run.num_quarantined for run in named}
     return _Evaluation([*runs, baselines["ideal"]], measured, weights, num_quarantined)
 
 
-def _pooled(
-    run: _NamedRun, prepared: _Prepared, *, weights: Mapping[int, float] | None = None
-) -> dict[str, Ranking]:
-    """Each test query's ranking by the run of its own fold; with weights, fused with the first stage."""
-    pooled: dict[str, Ranking] = {}
-    for fold, split in prepared.folds.items():
-        rankings = _of_queries(run.rankings_by_fold[fold], members(split)["test"])
-        if weights is not None:
-            rankings = fused_rankings(rankings, prepared.candidates, weight=weights[fold])
-        pooled |= rankings
-    return pooled
-
-
-def _weights(config: EvaluateJob, run: _NamedRun, *, prepared: _Prepared) -> dict[int, float]:
+def _weights(config: EvaluateJob, run: NamedRun, *, prepared: Prepared) -> dict[int, float]:
     """The fusion weight of each fold; none at all where the run lacks the dev queries to choose it on."""
     if config.fusion_weight is not None:
         return dict.fromkeys(prepared.folds, config.fusion_weight)
@@ -339,16 +222,12 @@ def _weights(config: EvaluateJob, run: _NamedRun, *, prepared: _Prepared) -> dic
                 fold,
             )
             return {}
-        weights[fold] = choose_weight(_of_queries(rankings, dev), prepared.candidates, qrels=prepared.qrels)
+        weights[fold] = choose_weight(rankings_of(rankings, dev), prepared.candidates, qrels=prepared.qrels)
     return weights
 
 
-def _of_queries(rankings: Mapping[str, Ranking], query_ids: Sequence[str]) -> dict[str, Ranking]:
-    return {query_id: rankings[query_id] for query_id in query_ids}
-
-
 def _write(
-    output: Path, evaluation: _Evaluation, *, table: MetricTable, prepared: _Prepared
+    output: Path, evaluation: _Evaluation, *, table: MetricTable, prepared: Prepared
 ) -> dict[str, Any]:
     rows = [
         (query_id, run.name, metric.name, run.values[metric.name][query_id])

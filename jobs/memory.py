@@ -23,7 +23,7 @@ from rerank_core.models.pretrained import resolve_config
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jobs.config import MemoryJob
+    from jobs.training_config import MemoryJob
 
 GIB = 2**30
 USABLE_SHARE = 0.9

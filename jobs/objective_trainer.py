@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from jobs.config import DpoConfig, PpoConfig, RewardModelConfig, SftConfig
+from jobs.training_config import DpoConfig, PpoConfig, RewardModelConfig, SftConfig
 from jobs.zero import zero_config
 from rerank_core.training.batching import RankingExamples
 from rerank_core.training.losses import exponential_gains
@@ -115,7 +115,7 @@ class ObjectiveTrainer(transformers.Trainer):
         super().__init__(
             data_collator=collator,
             train_dataset=RankingExamples(examples.train),
-            eval_dataset=RankingExamples(examples.held_out) if examples.held_out else None,
+            eval_dataset=RankingExamples(examples.held_out) if examples.can_be_watched else None,
             **settings,  # what they mean is Trainer's affair
         )
         self._query_loss = query_loss
@@ -147,7 +147,7 @@ class ObjectiveTrainer(transformers.Trainer):
         return terms["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the objective's terms, averaged over all queries of the step, and the pairs per second."""
+        """Add the objective's terms, averaged over all queries of the step, and what the step took."""
         if "loss" in logs:
             logs |= self._step_terms()
         super().log(logs, start_time)
@@ -160,24 +160,28 @@ class ObjectiveTrainer(transformers.Trainer):
         pairs = sum(terms.pop("num_pairs") for terms in found)
         names = dict.fromkeys(name for terms in found for name in terms)
         means = {name: float(np.mean([t[name] for t in found if name in t])) for name in names}
-        return means | {"pairs_per_s": pairs / max(seconds, 1e-9)}
+        return means | {"pairs_per_s": pairs / max(seconds, 1e-9), "step_s": seconds}
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Return the mean NDCG of the held-out queries; transformers calls this after each epoch."""
-        found = dict(pair for part in gathered(self._held_out_ndcg(), worker=self._worker) for pair in part)
-        metrics = {HELD_OUT_NDCG: float(np.mean([found[place] for place in sorted(found)]))}
+        scored = zip(self._held_out, self.held_out_scores(), strict=True)
+        values = [ndcg(torch.tensor(scores), example) for example, scores in scored if max(example.grades)]
+        metrics = {HELD_OUT_NDCG: float(np.mean(values))}
         self.log(dict(metrics))
         return metrics
 
     @torch.no_grad()
-    def _held_out_ndcg(self) -> list[tuple[int, float]]:
-        """Return (place, NDCG) of this worker's part; all workers make as many calls, as ZeRO-3 needs."""
+    def held_out_scores(self) -> list[list[float]]:
+        """Return the present model's scores of each held-out query's documents.
+
+        Every worker must call it: each scores its part with as many calls as the others, which ZeRO-3 needs.
+        """
         self.model_wrapped.eval()
-        examples = self._held_out
-        rank, world = self._worker.rank, self._worker.world
-        num_calls = math.ceil(len(examples) / world)
-        places = [(call * world + rank) % len(examples) for call in range(num_calls)]
-        return [(place, ndcg(self.scores(examples[place]), examples[place])) for place in places]
+        num, rank, world = len(self._held_out), self._worker.rank, self._worker.world
+        places = [(call * world + rank) % num for call in range(math.ceil(num / world))]
+        mine = [(place, self.scores(self._held_out[place]).tolist()) for place in places]
+        found = dict(pair for part in gathered(mine, worker=self._worker) for pair in part)
+        return [found[place] for place in range(num)]
 
     def scores(self, example: RankingExample) -> Tensor:
         """Return the present model's scores of one query's documents, (documents,)."""
@@ -204,7 +208,7 @@ def gathered(mine: Any, *, worker: Worker) -> list[Any]:
 
 
 def training_arguments(
-    task: StageTask, *, worker: Worker, num_queries: int, has_held_out: bool, scratch: Path
+    task: StageTask, *, worker: Worker, num_queries: int, can_be_watched: bool, scratch: Path
 ) -> Any:
     """Return transformers' settings for a stage; one query is a micro-batch."""
     settings = task.settings
@@ -221,7 +225,7 @@ def training_arguments(
         max_grad_norm=1.0,
         logging_steps=1,
         logging_nan_inf_filter=False,  # a loss that is not a number must be seen
-        eval_strategy="epoch" if has_held_out else "no",
+        eval_strategy="epoch" if can_be_watched else "no",
         save_strategy="epoch",
         save_total_limit=1,
         save_on_each_node=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -39,7 +39,7 @@ from rerank_core.models.artefact import artefact_digest, check_artefact, load_ar
 from rerank_core.ranking.contract import rank
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from jobs.config import ScoreJob
     from rerank_core.records import Candidate
@@ -60,12 +60,25 @@ class ScoreResult:
 
 
 def run_score(config: ScoreJob) -> ScoreResult:
-    """Score what is not scored yet, and return where the run is.
+    """Score what is not scored yet on a pool of actors, and return where the run is.
 
     Raises:
         WhyrankError: an input is missing or wrong, the cluster is too small, scoring failed for good, or the
             finished run cannot be written as TREC lines.
     """
+    return _run(config, _score_on_pool)
+
+
+def run_score_here(config: ScoreJob) -> ScoreResult:
+    """Do as `run_score`, in this process and without Ray: for a caller that is itself a task of a cluster.
+
+    Raises:
+        WhyrankError: as `run_score`.
+    """
+    return _run(config, _score_here)
+
+
+def _run(config: ScoreJob, score: Callable[[ScoreJob, Sequence[Shard], int], None]) -> ScoreResult:
     require_finished(config.prepared, job="prepare")
     check_artefact(config.artefact)
     refuse_other_split(config.artefact, judged(config.prepared, fold=config.fold))
@@ -76,7 +89,10 @@ def run_score(config: ScoreJob) -> ScoreResult:
         if state == "finished":
             logger.info("%s is finished: nothing to do", config.output)
         else:
-            _score_pending(config, query_ids)
+            keys = [(query_id,) for query_id in query_ids]
+            shards = plan_shards(config.output, keys, size=config.shard_queries)
+            if pending := pending_shards(config.output, shards):
+                score(config, pending, len(shards) - len(pending))
         truncated = read_shards(config.output / "data", {"is_truncated": pa.bool_()}).column("is_truncated")
         result = ScoreResult(
             run=config.output,
@@ -127,11 +143,13 @@ def selected_queries(config: ScoreJob) -> list[str]:
     return chosen
 
 
-def _score_pending(config: ScoreJob, query_ids: Sequence[str]) -> None:
-    shards = plan_shards(config.output, [(query_id,) for query_id in query_ids], size=config.shard_queries)
-    pending = pending_shards(config.output, shards)
-    if not pending:
-        return
+def _score_here(config: ScoreJob, pending: Sequence[Shard], _num_done: int) -> None:
+    worker = ScoreWorker(**_worker_arguments(config))
+    for shard in pending:
+        worker(shard)
+
+
+def _score_on_pool(config: ScoreJob, pending: Sequence[Shard], num_done: int) -> None:
     with ray_session(config.address):
         share = device_share(config.num_workers)
         require(Need(num_workers=config.num_workers, cpus=share.cpus, gpus=share.gpus))
@@ -139,17 +157,21 @@ def _score_pending(config: ScoreJob, query_ids: Sequence[str]) -> None:
             require_shared(folder)
         pool = ActorPool(
             worker=ScoreWorker,
-            arguments={
-                "prepared": str(config.prepared.resolve()),
-                "artefact": str(config.artefact.resolve()),
-                "output": str(config.output.resolve()),
-                "max_tokens_per_batch": config.max_tokens_per_batch,
-            },
+            arguments=_worker_arguments(config),
             num_workers=config.num_workers,
             num_cpus=share.cpus,
             num_gpus=share.gpus,
         )
-        shard_progress(pending, pool, label="score", unit="documents", num_done=len(shards) - len(pending))
+        shard_progress(pending, pool, label="score", unit="documents", num_done=num_done)
+
+
+def _worker_arguments(config: ScoreJob) -> dict[str, Any]:
+    return {
+        "prepared": str(config.prepared.resolve()),
+        "artefact": str(config.artefact.resolve()),
+        "output": str(config.output.resolve()),
+        "max_tokens_per_batch": config.max_tokens_per_batch,
+    }
 
 
 class ScoreWorker:

@@ -34,7 +34,7 @@ from rerank_core.training.batching import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from jobs.config import Objective, StageConfig
+    from jobs.training_config import Objective, StageConfig
     from jobs.zero import ZeroStage
     from rerank_core.records import Document, GradedCandidate, Query
 
@@ -117,6 +117,11 @@ class StageExamples:
     train: list[RankingExample]
     held_out: list[RankingExample]
 
+    @property
+    def can_be_watched(self) -> bool:
+        """Whether a held-out query has a relevant candidate, so that NDCG says something."""
+        return any(max(example.grades) > 0 for example in self.held_out)
+
     def counts(self) -> dict[str, int]:
         """Return what is worth logging about the examples."""
         return {
@@ -172,11 +177,10 @@ def _graded_examples(data: TrainingData, encoder: PairEncoder) -> list[RankingEx
 
 
 def _held_out_examples(data: TrainingData, encoder: PairEncoder) -> list[RankingExample]:
-    """Return the fold's dev queries that have a relevant candidate; training never sees their grades."""
+    """Return the fold's dev queries; training never sees their grades."""
     rows = data.rows("dev")
-    max_grade = max((row.grade for row in rows), default=0)
-    examples = ranking_examples(rows, [], texts=data.texts, encoder=encoder, max_grade=max_grade)
-    return [example for example in examples if max(example.grades) > 0]
+    max_grade = max((row.grade for row in [*rows, *data.rows("train")]), default=0)
+    return ranking_examples(rows, [], texts=data.texts, encoder=encoder, max_grade=max_grade)
 
 
 def _reference_scores(

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress
 
-    from jobs.config import GenerativeTrainJob, Objective, StageConfig, TrainJob
     from jobs.train_generative_worker import GenerativeTask
+    from jobs.training_config import GenerativeTrainJob, Objective, StageConfig, TrainJob
 
 logger = logging.getLogger("whyrank.train")
 
@@ -359,6 +359,8 @@ def tell(line: Mapping[str, Any]) -> None:
             logger.warning("%s: the checkpoint of step %d is damaged (%s)", name, line["step"], reason)
         case "stopped early":
             logger.info("%s stops early: %s", name, line["reason"])
+        case "not calibrated":
+            logger.warning("%s: its artefact states no calibration: %s", name, line["reason"])
         case "examples" if line["truncated"]:
             truncated, documents = line["truncated"], line["documents"]
             logger.info("%s: %d of %d documents are read in part (--max-length)", name, truncated, documents)

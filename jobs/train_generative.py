@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from jobs.config import GenerativeObjective, GenerativeTrainJob
+    from jobs.training_config import GenerativeObjective, GenerativeTrainJob
 
 logger = logging.getLogger("whyrank.train_generative")
 

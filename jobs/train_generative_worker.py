@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from trl.trainer.dpo_trainer import DPOTrainer
     from trl.trainer.sft_trainer import SFTTrainer
 
-    from jobs.config import GenerativeObjective, GenerativeTrainJob, NoisySftConfig, RpoConfig
+    from jobs.training_config import GenerativeObjective, GenerativeTrainJob, NoisySftConfig, RpoConfig
     from rerank_core.records import Document, Query
 
 

@@ -34,7 +34,8 @@ from jobs.stage import (
     stage_examples,
     start_scorer,
 )
-from rerank_core.errors import JobError
+from rerank_core.errors import DataError, JobError
+from rerank_core.evaluation.calibration import fit_platt
 from rerank_core.models.artefact import save_artefact
 from rerank_core.models.scorer import LanguageModelScorer, SingleNeuronModel
 from rerank_core.training.batching import (
@@ -45,6 +46,8 @@ from rerank_core.training.list_model import ListModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from rerank_core.records import Calibration
 
 EXPORT_TOLERANCE = 1e-4
 """How far the artefact's scores may lie from those of the model in training, in fp32."""
@@ -74,12 +77,18 @@ def train_stage(task: StageTask) -> None:
             return
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathers what ZeRO-3 has sharded
         trained = _scores_in_training(trainer, examples.train[0])
+        held_out = trainer.held_out_scores()
     unset_hf_deepspeed_config()  # else ZeRO-3 would shard the model that worker 0 alone is about to load
     if worker.rank == 0:
         exported = trained_scorer(task, scorer, state)
         _check_export(task, exported, examples.train[0], trained)
         save_artefact(
-            exported, Path(task.artefact), head=task.head, golden=golden, provenance=task.provenance
+            exported,
+            Path(task.artefact),
+            head=task.head,
+            golden=golden,
+            provenance=task.provenance,
+            calibration=stage_calibration(task, held_out, examples.held_out),
         )
     torch.distributed.barrier()  # nobody leaves before the artefact is whole
 
@@ -130,7 +139,7 @@ def _build_trainer(
             task,
             worker=worker,
             num_queries=len(examples.train),
-            has_held_out=bool(examples.held_out),
+            can_be_watched=examples.can_be_watched,
             scratch=scratch,
         ),
         collator=RankingCollator(
@@ -191,6 +200,23 @@ def _scores_in_training(trainer: ObjectiveTrainer, example: RankingExample) -> l
     trainer.model_wrapped.eval()
     scores: list[float] = trainer.scores(example).tolist()
     return scores
+
+
+def stage_calibration(
+    task: StageTask, scores: Sequence[Sequence[float]], held_out: Sequence[RankingExample]
+) -> Calibration | None:
+    """Return the calibration of a trained scorer, fitted on all candidates of the dev queries.
+
+    None where it cannot be fitted, with a line in the log; and for the warm-up, which uses no judgement.
+    """
+    if task.name == "warmup":
+        return None
+    targets = [grade / example.max_grade for example in held_out for grade in example.grades]
+    try:
+        return fit_platt([score for own in scores for score in own], targets)
+    except DataError as error:
+        append_line(Path(task.log), {"stage": task.name, "event": "not calibrated", "reason": str(error)})
+        return None
 
 
 def _check_export(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -111,6 +112,29 @@ class Attribution:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """From a score to a share of the highest grade, `σ(slope · score + intercept)`; it keeps every order.
+
+    Raises:
+        ValueError: the slope is not positive, or a number is not finite.
+    """
+
+    slope: float
+    intercept: float
+
+    def __post_init__(self) -> None:
+        if not (self.slope > 0 and math.isfinite(self.slope) and math.isfinite(self.intercept)):
+            raise ValueError(
+                f"a calibration needs a finite slope above 0 and a finite intercept, got {self.slope} and"
+                f" {self.intercept}"
+            )
+
+    def probabilities(self, scores: Sequence[float]) -> list[float]:
+        """Return what each score promises, from 0 to 1, in the order of `scores`."""
+        return [_sigmoid(self.slope * score + self.intercept) for score in scores]
+
+
+@dataclass(frozen=True, slots=True)
 class EvidenceWord:
     """A word that an explanation may cite, with the sum of its values over all its places."""
 
@@ -164,3 +188,9 @@ class Collection:
     relevant_from: int = 1  # the lowest grade that MRR and MAP count as relevant
     num_quarantined: int = 0
     quarantined: tuple[Mapping[str, str], ...] = field(default=())  # rows left out: file, row, reason
+
+
+def _sigmoid(logit: float) -> float:
+    """Return `1 / (1 + exp(−logit))` without overflow."""
+    shrunk = math.exp(-abs(logit))
+    return 1 / (1 + shrunk) if logit >= 0 else shrunk / (1 + shrunk)

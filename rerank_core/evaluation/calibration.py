@@ -9,6 +9,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from rerank_core.errors import DataError
+from rerank_core.records import Calibration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -16,37 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rerank_core.records import Qrels, Ranking
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """A score's promise: `σ(slope · score + intercept)`, from 0 to 1; it keeps every order of scores.
-
-    Raises:
-        ValueError: the slope is not positive, or a number is not finite.
-    """
-
-    slope: float
-    intercept: float
-
-    def __post_init__(self) -> None:
-        if not (self.slope > 0 and np.isfinite([self.slope, self.intercept]).all()):
-            raise ValueError(
-                f"a calibration needs a finite slope above 0 and a finite intercept, got {self.slope} and"
-                f" {self.intercept}"
-            )
-
-    @property
-    def temperature(self) -> float:
-        """What scores are divided by."""
-        return 1 / self.slope
-
-    def probabilities(self, scores: Sequence[float]) -> list[float]:
-        """Return each score's promise, in the order of `scores`."""
-        found: list[float] = _sigmoid(
-            self.slope * np.asarray(scores, dtype=np.float64) + self.intercept
-        ).tolist()
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +52,6 @@ def graded_scores(
             scores.append(score)
             targets.append(grade / max_grade)
     return scores, targets
-
-
-def fit_temperature(scores: Sequence[float], targets: Sequence[float]) -> Calibration:
-    """Return temperature scaling (Guo et al. 2017): the T of `σ(score / T)` with the highest likelihood.
-
-    See `fit_platt` for the likelihood. The intercept stays 0: a score of 0 promises one half, which suits
-    scores that were trained as logits, and no others.
-
-    Raises:
-        DataError: as `fit_platt`.
-    """
-    found = _checked(scores, targets)
-    slope = _most_likely(found[0][:, None], found[1])[0]
-    return _rising(slope, intercept=0.0)
 
 
 def fit_platt(scores: Sequence[float], targets: Sequence[float]) -> Calibration:

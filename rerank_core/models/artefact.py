@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from safetensors.torch import load_file, save_file
@@ -41,7 +41,7 @@ from rerank_core.models.scorer import (
     PromptFormat,
     SingleNeuronModel,
 )
-from rerank_core.records import Document, Query
+from rerank_core.records import Calibration, Document, Query
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -67,7 +67,7 @@ class RerankerSpec:
     pooling: Pooling
     format_version: int = FORMAT_VERSION
     score_scale: str = "logit"
-    calibration: None = None
+    calibration: Calibration | None = None
     long_documents: str = "truncate"
     tolerance: Mapping[str, float] = field(default_factory=lambda: dict(TOLERANCE))
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -79,21 +79,26 @@ class RerankerSpec:
         )
 
 
-def save_artefact(
+def save_artefact(  # noqa: PLR0913 - what an artefact states, and nothing else
     scorer: LanguageModelScorer,
     folder: Path,
     *,
     head: HeadKind,
     golden: Sequence[tuple[Query, Document]],
     provenance: Mapping[str, Any],
+    calibration: Calibration | None = None,
 ) -> None:
     """Write an artefact; the folder appears whole or not at all, and replaces an older one.
 
-    `golden` pairs are scored by the scorer as it is now; at most `NUM_GOLDEN_PAIRS` are kept.
+    `golden` pairs are scored by the scorer as it is now; at most `NUM_GOLDEN_PAIRS` are kept. `calibration`
+    says what the scores promise, where that was fitted.
     """
-    prompt_format = scorer.encoder.format
     spec = RerankerSpec(
-        **asdict(prompt_format), head=head, pooling=scorer.model.pooling, provenance=dict(provenance)
+        **asdict(scorer.encoder.format),
+        head=head,
+        pooling=scorer.model.pooling,
+        calibration=calibration,
+        provenance=dict(provenance),
     )
     for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed
         shutil.rmtree(stale, ignore_errors=True)
@@ -185,12 +190,12 @@ def read_spec(folder: Path) -> RerankerSpec:
     """
     path = folder / "reranker.json"
     try:
-        spec = RerankerSpec(**json.loads(path.read_text(encoding="utf-8")))
+        spec = _spec_of(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise ArtefactError(
             f"{path} is missing: {folder} is not a reranker artefact; train one first"
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, TypeError) as error:
+    except (OSError, RecursionError, TypeError, ValueError) as error:
         raise ArtefactError(f"{path} is broken ({error}); copy the artefact again") from error
     if spec.format_version != FORMAT_VERSION:
         raise ArtefactError(
@@ -208,6 +213,13 @@ def read_spec(folder: Path) -> RerankerSpec:
     return spec
 
 
+def _spec_of(stated: dict[str, Any]) -> RerankerSpec:
+    spec = RerankerSpec(**stated)
+    return (
+        spec if spec.calibration is None else replace(spec, calibration=Calibration(**stated["calibration"]))
+    )
+
+
 def _known_settings(spec: RerankerSpec) -> dict[str, bool]:
     """Return for each setting whether its value is one that this version knows; JSON can hold anything."""
     return {
@@ -217,7 +229,6 @@ def _known_settings(spec: RerankerSpec) -> dict[str, bool]:
         "head": spec.head in get_args(HeadKind),
         "pooling": spec.pooling in get_args(Pooling),
         "score_scale": spec.score_scale == "logit",
-        "calibration": spec.calibration is None,
         "long_documents": spec.long_documents == "truncate",
         "tolerance": isinstance(spec.tolerance, dict) and _is_tolerance(spec.tolerance.get("fp32")),
         "provenance": isinstance(spec.provenance, dict),

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from jobs.attribute import run_attribute
-from jobs.config import AttributeJob, DpoConfig, PrepareJob, ScoreJob, SftConfig, TrainJob
+from jobs.config import AttributeJob, PrepareJob, ScoreJob
 from jobs.prepare import run_prepare
 from jobs.score import run_score
 from jobs.train import read_log, run_train
+from jobs.training_config import DpoConfig, SftConfig, TrainJob
 from rerank_core.attribution.contract import RESIDUAL_LIMIT
 from rerank_core.attribution.table import read_attributions
 from rerank_core.formats import read_documents, read_run

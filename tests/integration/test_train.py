@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 import whyrank
-from jobs.config import DpoConfig, PrepareJob, RewardModelConfig, ScoreJob, SftConfig, TrainJob
+from jobs.config import PrepareJob, ScoreJob
 from jobs.prepare import run_prepare
 from jobs.score import run_score
 from jobs.train import read_log, run_train
+from jobs.training_config import DpoConfig, RewardModelConfig, SftConfig, TrainJob
 from jobs.zero import ZeroStage
 from rerank_core.errors import JobError
 from rerank_core.formats import read_candidates, read_documents, read_queries, read_run

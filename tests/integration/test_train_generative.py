@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from jobs.config import GenerativeTrainJob, NoisySftConfig, PrepareJob, RpoConfig
+from jobs.config import PrepareJob
 from jobs.manifest import read_manifest
 from jobs.prepare import run_prepare
 from jobs.train import read_log
 from jobs.train_generative import run_train_generative
+from jobs.training_config import GenerativeTrainJob, NoisySftConfig, RpoConfig
 from rerank_core.errors import OutputConflictError
 from rerank_core.formats import read_documents
 from rerank_core.models.artefact import artefact_digest

@@ -12,8 +12,8 @@ import torch
 import transformers
 from torch.nn import functional
 
-from jobs.config import GenerativeTrainJob, NoisySftConfig, RpoConfig
 from jobs.train_generative_worker import GenerativeTask, build_trainer, read_examples
+from jobs.training_config import GenerativeTrainJob, NoisySftConfig, RpoConfig
 from rerank_core.formats import documents_table, pointwise_table, queries_table, write_table
 from rerank_core.models.tiny import save_tiny_causal
 from rerank_core.models.writer import load_writer

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.config import GenerativeTrainJob, NoisySftConfig, PrepareJob, RpoConfig
+from jobs.config import PrepareJob
 from jobs.prepare import run_prepare
 from jobs.train_generative import check_examples, generative_task
 from jobs.train_generative_worker import build_trainer, trained_writer
+from jobs.training_config import GenerativeTrainJob, NoisySftConfig, RpoConfig
 from rerank_core.evaluation.baselines import first_stage_rankings
 from rerank_core.evaluation.ranking_metrics import NDCG_BURGES, evaluate, metrics
 from rerank_core.evaluation.significance import Interval, paired_interval

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import whyrank
-from jobs.config import TrainJob
 from jobs.recipes import RECIPES
+from jobs.training_config import TrainJob
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

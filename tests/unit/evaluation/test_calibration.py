@@ -10,15 +10,13 @@ from sklearn.linear_model import LogisticRegression
 
 from rerank_core.errors import DataError
 from rerank_core.evaluation.calibration import (
-    Calibration,
     ReliabilityBin,
     calibration_error,
     fit_platt,
-    fit_temperature,
     graded_scores,
     reliability_bins,
 )
-from rerank_core.records import Ranking
+from rerank_core.records import Calibration, Ranking
 
 
 def planted(
@@ -40,12 +38,6 @@ def test_platt_recovers_planted_slope_and_intercept(
     found = fit_platt(*planted(rng, slope=slope, intercept=intercept, num_rows=40_000))
     assert found.slope == pytest.approx(slope, rel=0.06)
     assert found.intercept == pytest.approx(intercept, abs=0.1)
-
-
-def test_temperature_recovers_the_planted_one(rng: np.random.Generator) -> None:
-    found = fit_temperature(*planted(rng, slope=0.2, intercept=0.0, num_rows=40_000))
-    assert found.temperature == pytest.approx(5.0, rel=0.06)
-    assert found.intercept == 0.0
 
 
 def test_graded_targets_are_probabilities(rng: np.random.Generator) -> None:
@@ -75,10 +67,9 @@ def test_platt_finds_the_maximum_of_the_likelihood_that_it_states(rng: np.random
 
 def test_separated_targets_still_have_a_finite_calibration() -> None:
     scores, targets = [-2.0, -1.0, 1.0, 2.0], [0.0, 0.0, 1.0, 1.0]
-    for fit in (fit_platt, fit_temperature):
-        low, _, _, high = fit(scores, targets).probabilities(scores)
-        assert 0.1 < low < 0.3
-        assert low + high == pytest.approx(1.0)
+    low, _, _, high = fit_platt(scores, targets).probabilities(scores)
+    assert 0.1 < low < 0.3
+    assert low + high == pytest.approx(1.0)
 
 
 @given(st.floats(0.01, 100), st.floats(-5, 5))
@@ -111,15 +102,13 @@ def test_a_calibration_keeps_the_order_of_scores_and_does_not_overflow() -> None
 def test_data_that_cannot_be_calibrated_on_is_refused_by_name(
     scores: list[float], targets: list[float], problem: str
 ) -> None:
-    for fit in (fit_platt, fit_temperature):
-        with pytest.raises(DataError, match=problem):
-            fit(scores, targets)
+    with pytest.raises(DataError, match=problem):
+        fit_platt(scores, targets)
 
 
 def test_lists_of_different_lengths_are_refused() -> None:
-    for fit in (fit_platt, fit_temperature):
-        with pytest.raises(ValueError, match="zip"):
-            fit([0.1], [0.0, 1.0])
+    with pytest.raises(ValueError, match="zip"):
+        fit_platt([0.1], [0.0, 1.0])
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 import torch.distributed
 
-from jobs.config import PrepareJob, SftConfig, TrainJob
+from jobs.config import PrepareJob
 from jobs.prepare import run_prepare
 from jobs.stage import StageTask, TrainingData, read_training_data
+from jobs.training_config import SftConfig, TrainJob
 from rerank_core.formats import read_documents
 from rerank_core.models.tiny import save_tiny_encoder
 

@@ -8,21 +8,16 @@ from typing import Any
 
 import pytest
 
-from jobs.config import (
-    AttributeJob,
-    DemoJob,
+from jobs.config import AttributeJob, DemoJob, EvaluateJob, ExplainJob, PrepareJob, ReportJob, ScoreJob
+from jobs.training_config import (
+    CompareJob,
     DpoConfig,
-    EvaluateJob,
-    ExplainJob,
     GenerativeTrainJob,
     MemoryJob,
     NoisySftConfig,
     PpoConfig,
-    PrepareJob,
-    ReportJob,
     RewardModelConfig,
     RpoConfig,
-    ScoreJob,
     SftConfig,
     StageConfig,
     TrainJob,
@@ -38,6 +33,7 @@ NEEDED: dict[type, dict[str, Any]] = {
     DpoConfig: {},
     PpoConfig: {},
     TrainJob: {"prepared": HERE, "output": HERE},
+    CompareJob: {"prepared": HERE, "output": HERE},
     MemoryJob: {"model": "minilm"},
     NoisySftConfig: {},
     RpoConfig: {},
@@ -73,6 +69,15 @@ WRONG: list[tuple[type, dict[str, Any], str]] = [
     (PpoConfig, {"kl_weight": -0.1}, "kl_weight must not be negative"),
     (PpoConfig, {"max_kl": 0.0}, "max_kl must be positive"),
     (PpoConfig, {"learning_rate": 0.0}, "learning_rate must be positive"),
+    (CompareJob, {"max_length": 15}, "max_length must be at least 16, got 15"),
+    (CompareJob, {"methods": ()}, "methods must name at least one"),
+    (CompareJob, {"models": ("a", "a")}, "one of models is named twice"),
+    (CompareJob, {"seeds": (1, 1)}, "one of seeds is named twice"),
+    (CompareJob, {"seeds": (0, -1)}, "seeds must not be negative"),
+    (CompareJob, {"parallel_cells": 0}, "parallel_cells must be at least 1, got 0"),
+    (CompareJob, {"text_depth": 0}, "text_depth must be at least 1, got 0"),
+    (CompareJob, {"num_samples": 99}, "num_samples must be at least 100, got 99"),
+    (CompareJob, {"ppo": PpoConfig(reward_model=HERE)}, "a comparison trains a reward model in every cell"),
     (TrainJob, {"max_length": 15}, "max_length must be at least 16, got 15"),
     (TrainJob, {"num_workers": 0}, "num_workers must be at least 1"),
     (TrainJob, {"lora_rank": -1}, "lora_rank must not be negative"),

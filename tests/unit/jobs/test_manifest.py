@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from jobs.config import DpoConfig, ScoreJob, SftConfig, TrainJob
+from jobs.config import ScoreJob
 from jobs.manifest import (
     config_digest,
     file_digest,
@@ -30,6 +30,7 @@ from jobs.manifest import (
     scoring_digests,
     write_json,
 )
+from jobs.training_config import DpoConfig, SftConfig, TrainJob
 from rerank_core.errors import DataError, OutputConflictError
 
 if TYPE_CHECKING:

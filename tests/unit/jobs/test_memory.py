@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import whyrank
-from jobs.config import MemoryJob
 from jobs.memory import GIB, fits, run_memory
+from jobs.training_config import MemoryJob
 from rerank_core.errors import ArtefactError, ConfigError
 from rerank_core.models.memory import MemoryEstimate
 

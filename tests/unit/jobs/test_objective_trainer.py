@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from jobs.config import DpoConfig, PpoConfig, RewardModelConfig, SftConfig, StageConfig
 from jobs.objective_trainer import (
     HELD_OUT_NDCG,
     QueryOrder,
@@ -18,6 +17,7 @@ from jobs.objective_trainer import (
     query_loss,
     updates_per_rollout,
 )
+from jobs.training_config import DpoConfig, PpoConfig, RewardModelConfig, SftConfig, StageConfig
 from rerank_core.training.batching import RankingExample
 from rerank_core.training.steps import PpoQueryLoss, contrastive_query_loss
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from jobs.config import AttributeJob, EvaluateJob, ExplainJob, PrepareJob, ReportJob, ScoreJob, TrainJob
+from jobs.config import AttributeJob, EvaluateJob, ExplainJob, PrepareJob, ReportJob, ScoreJob
 from jobs.evaluate import PER_QUERY, run_evaluate
 from jobs.manifest import (
     finish_output,
@@ -24,6 +24,7 @@ from jobs.manifest import (
 from jobs.prepare import run_prepare
 from jobs.report import run_report
 from jobs.shards import Quarantined, Shard, commit_shard
+from jobs.training_config import TrainJob
 from rerank_core.attribution.table import attributions_table
 from rerank_core.errors import ConfigError, DataError, OutputConflictError
 from rerank_core.explanation.table import explanations_table

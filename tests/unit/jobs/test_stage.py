@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from jobs.config import DpoConfig, PpoConfig, TrainJob
 from jobs.objective_trainer import query_loss
 from jobs.stage import (
     StageTask,
@@ -23,6 +22,7 @@ from jobs.stage import (
     start_scorer,
 )
 from jobs.train import UNTRAINED, write_untrained
+from jobs.training_config import DpoConfig, PpoConfig, TrainJob
 from rerank_core.errors import DataError
 from rerank_core.formats import pointwise_table, read_pointwise, read_split, write_table
 from rerank_core.models.artefact import artefact_digest, load_artefact
@@ -135,11 +135,20 @@ def test_ppo_learns_from_the_frozen_reward_models_scores(
         assert len(example.reference_scores) == len(example.documents)
 
 
-def test_dev_queries_are_held_out_and_have_something_to_find(task: StageTask, data: TrainingData) -> None:
+def test_the_dev_queries_are_held_out(task: StageTask, data: TrainingData) -> None:
     held_out = stage_examples(task, data, start_scorer(task), worker=ALONE).held_out
     split_by_query = read_split(data.folder / "split.parquet")
     assert {split_by_query[example.query_id] for example in held_out} == {"dev"}
-    assert all(max(example.grades) > 0 for example in held_out)
+
+
+def test_training_can_be_watched_where_a_held_out_query_has_a_relevant_candidate(
+    task: StageTask, data: TrainingData
+) -> None:
+    found = stage_examples(task, data, start_scorer(task), worker=ALONE)
+    assert found.can_be_watched
+    without = [replace(example, grades=(0,) * len(example.grades)) for example in found.held_out]
+    assert not replace(found, held_out=without).can_be_watched
+    assert replace(found, held_out=[*without, *found.held_out]).can_be_watched
 
 
 # --- frozen scores

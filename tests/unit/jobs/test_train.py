@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import DpoConfig, PpoConfig, TrainJob
 from jobs.leakage import judged
 from jobs.manifest import read_manifest
 from jobs.objective_trainer import append_line
@@ -26,6 +25,7 @@ from jobs.train import (
     stages,
     write_untrained,
 )
+from jobs.training_config import DpoConfig, PpoConfig, TrainJob
 from rerank_core.errors import ConfigError, DataError
 from rerank_core.formats import pairs_table, pointwise_table, read_pointwise, write_table
 from rerank_core.models.artefact import artefact_digest, load_artefact, read_spec, save_artefact

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import whyrank
-from jobs.config import GenerativeTrainJob, NoisySftConfig, RpoConfig
 from jobs.leakage import judged
 from jobs.train_generative import check_examples, check_inputs, generative_task
 from jobs.train_generative_worker import build_trainer, read_examples, trained_writer
+from jobs.training_config import GenerativeTrainJob, NoisySftConfig, RpoConfig
 from rerank_core.errors import ConfigError, DataError
 from rerank_core.formats import (
     pointwise_table,

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from jobs.stage import StageTask, TrainingData, Worker, golden_pairs, stage_examples, start_scorer
+from jobs.train import read_log
 from jobs.train_worker import (
     _check_export,
     checkpoint_layers,
     disable_dropout,
+    stage_calibration,
     trained_scorer,
     with_adapters,
 )
 from rerank_core.errors import JobError
+from rerank_core.evaluation.calibration import fit_platt
 from rerank_core.models.artefact import load_artefact, save_artefact
 from rerank_core.models.build import load_backbone, load_config
 from rerank_core.models.scorer import pad
 from rerank_core.training.list_model import ListModel
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rerank_core.models.scorer import LanguageModelScorer
+    from rerank_core.training.batching import RankingExample
 
 
 def test_without_dropout_a_model_in_training_scores_as_it_does_afterwards(
@@ -125,3 +128,38 @@ def test_an_export_that_scores_otherwise_than_the_trained_model_is_refused(
     _check_export(task, scorer, example, trained)
     with pytest.raises(JobError, match=r"differs by 0\.01 from the trained one"):
         _check_export(task, scorer, example, [score + 0.01 for score in trained])
+
+
+# --- calibration
+
+
+def held_out(task: StageTask, data: TrainingData) -> list[RankingExample]:
+    return stage_examples(task, data, start_scorer(task), worker=Worker(0, 1)).held_out
+
+
+def test_the_calibration_is_that_of_all_candidates_of_the_dev_queries(
+    task: StageTask, data: TrainingData
+) -> None:
+    examples = held_out(task, data)
+    scores = [[grade / 2 - 1.0 for grade in example.grades] for example in examples]
+    targets = [grade / 9 for example in examples for grade in example.grades]  # 9 is the highest grade
+    expected = fit_platt([score for own in scores for score in own], targets)
+    assert stage_calibration(task, scores, examples) == expected
+
+
+def test_scores_that_fall_as_grades_rise_get_no_calibration_and_a_line_in_the_log(
+    task: StageTask, data: TrainingData
+) -> None:
+    examples = held_out(task, data)
+    scores = [[-float(grade) for grade in example.grades] for example in examples]
+    Path(task.log).parent.mkdir(parents=True, exist_ok=True)
+    assert stage_calibration(task, scores, examples) is None
+    (line,) = read_log(Path(task.log))
+    assert (line["stage"], line["event"]) == ("sft", "not calibrated")
+    assert "fall as grades rise" in line["reason"]
+
+
+def test_the_warm_up_uses_no_judgement_so_it_is_not_calibrated(task: StageTask, data: TrainingData) -> None:
+    examples = held_out(task, data)
+    scores = [[float(grade) for grade in example.grades] for example in examples]
+    assert stage_calibration(replace(task, name="warmup"), scores, examples) is None

@@ -22,7 +22,7 @@ from rerank_core.models.artefact import (
     save_artefact,
 )
 from rerank_core.models.scorer import LanguageModelScorer
-from rerank_core.records import Document, Query
+from rerank_core.records import Calibration, Document, Query
 
 QUERY = Query("q", "sea surface temperature")
 DOCUMENTS = [
@@ -90,6 +90,14 @@ def test_a_disk_that_fills_up_leaves_the_older_artefact_whole(
     assert artefact_digest(artefact) == before
     assert [path.name for path in artefact.parent.iterdir()] == ["artefact"]
     load_artefact(artefact)
+
+
+def test_a_calibration_is_stated_and_read_again(scorer: LanguageModelScorer, tmp_path: Path) -> None:
+    calibration = Calibration(slope=1.5, intercept=-0.25)
+    folder = tmp_path / "calibrated"
+    save_artefact(scorer, folder, head="linear", golden=GOLDEN, provenance={}, calibration=calibration)
+    assert read_spec(folder).calibration == calibration
+    load_artefact(folder)
 
 
 def test_a_changed_golden_score_is_refused(artefact: Path) -> None:
@@ -166,6 +174,10 @@ BROKEN = {
     "tolerance endless": (_set("tolerance", {"fp32": float("inf")}), "value of tolerance that is not known"),
     "tolerance of zero": (_set("tolerance", {"fp32": 0.0}), "value of tolerance that is not known"),
     "tolerance as text": (_set("tolerance", {"fp32": "1e-4"}), "value of tolerance that is not known"),
+    "calibration as text": (_set("calibration", "good"), "broken"),
+    "calibration without intercept": (_set("calibration", {"slope": 1.0}), "broken"),
+    "calibration of text": (_set("calibration", {"slope": "1", "intercept": 0.0}), "broken"),
+    "calibration upside down": (_set("calibration", {"slope": -1.0, "intercept": 0.0}), "slope above 0"),
     "provenance a list": (_set("provenance", []), "value of provenance that is not known"),
     "template a list": (_set("template", ["{query}"]), "value of template that is not known"),
     "template without query": (_set("template", "{document}"), "once each, in that order"),
