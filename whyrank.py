@@ -13,24 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from jobs.config import (
-    AttributeJob,
-    DemoJob,
-    EvaluateJob,
-    ExplainJob,
-    GenerativeTrainJob,
-    MemoryJob,
-    PrepareJob,
-    ReportJob,
-    ScoreJob,
-    TrainJob,
-)
+from jobs.config import AttributeJob, DemoJob, EvaluateJob, ExplainJob, PrepareJob, ReportJob, ScoreJob
 from jobs.environment import prepare_environment
-from jobs.recipes import RECIPES, memory_of
+from jobs.recipes import RECIPES, comparison_of, memory_of
+from jobs.training_config import CompareJob, GenerativeTrainJob, MemoryJob, TrainJob
 from rerank_core.errors import WhyrankError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 JOBS: dict[str, type] = {
     "prepare": PrepareJob,
@@ -41,10 +31,18 @@ JOBS: dict[str, type] = {
     "attribute": AttributeJob,
     "explain": ExplainJob,
     "evaluate": EvaluateJob,
+    "compare": CompareJob,
     "report": ReportJob,
     "demo": DemoJob,
 }
 """Each job's configuration; `jobs.<name>.run_<name>` (`_` for `-`) runs it, and is imported only then."""
+
+WITH_RECIPE: dict[str, Callable[[TrainJob], TrainJob | MemoryJob | CompareJob]] = {
+    "train": lambda recipe: recipe,
+    "memory": memory_of,
+    "compare": comparison_of,
+}
+"""The jobs that take `--recipe`, and what each makes of a training run."""
 
 DESCRIPTION = """Re-rank with a language model, and measure which words caused each rank.
 
@@ -62,7 +60,7 @@ EXIT_USER_ERROR = 2
 def parse(arguments: Sequence[str] | None) -> Any:
     """Return the configuration that the arguments ask for; exits after `--help` and on unknown arguments."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    default = _take_recipe(given) if given[:1] in (["train"], ["memory"]) else None
+    default = _take_recipe(given) if given and given[0] in WITH_RECIPE else None
     choices = [_choice(name, kind, given=given, default=default) for name, kind in JOBS.items()]
     any_job: type[Any] = functools.reduce(operator.or_, choices)
     return tyro.cli(
@@ -74,8 +72,8 @@ def parse(arguments: Sequence[str] | None) -> Any:
     )
 
 
-def _take_recipe(given: list[str]) -> TrainJob | MemoryJob | None:
-    """Take `--recipe NAME` out of the arguments of `train` or `memory`; return the settings it stands for.
+def _take_recipe(given: list[str]) -> TrainJob | MemoryJob | CompareJob | None:
+    """Take `--recipe NAME` out of the arguments of a job that trains; return the settings it stands for.
 
     Exits with 2 where there is no such recipe.
     """
@@ -85,10 +83,10 @@ def _take_recipe(given: list[str]) -> TrainJob | MemoryJob | None:
     if found.recipe is None:
         return None
     recipe = RECIPES[found.recipe](tyro.MISSING, tyro.MISSING)  # the two folders stay to be given
-    return recipe if given[0] == "train" else memory_of(recipe)
+    return WITH_RECIPE[given[0]](recipe)
 
 
-def _choice(name: str, kind: type, *, given: Sequence[str], default: TrainJob | MemoryJob | None) -> Any:
+def _choice(name: str, kind: type, *, given: Sequence[str], default: object) -> Any:
     """Return a job as tyro reads it; its examples belong in its own help, not in the list of all jobs."""
     text = inspect.getdoc(kind) or ""
     text = text if [*given[:1]] == [name] else text.partition("\n")[0]

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
-from jobs.config import DpoConfig, MemoryJob, PpoConfig, RewardModelConfig, SftConfig, TrainJob
+from jobs.training_config import (
+    CompareJob,
+    DpoConfig,
+    MemoryJob,
+    PpoConfig,
+    RewardModelConfig,
+    ScorerTraining,
+    SftConfig,
+    TrainJob,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -99,6 +108,17 @@ def memory_of(recipe: TrainJob) -> MemoryJob:
         max_tokens_per_batch=recipe.max_tokens_per_batch,
         gradient_checkpointing=recipe.gradient_checkpointing,
     )
+
+
+def comparison_of(recipe: TrainJob) -> CompareJob:
+    """Return the comparison whose cells are trained as a recipe says, each with the workers of one run.
+
+    The epoch of a stage is chosen on the dev queries, whatever the recipe's patience.
+    """
+    chosen_anew = {"patience"}
+    shared = {item.name: getattr(recipe, item.name) for item in fields(ScorerTraining)}
+    kept = {name: value for name, value in shared.items() if name not in chosen_anew}
+    return CompareJob(**kept, models=(recipe.model,))
 
 
 RECIPES: Mapping[str, Callable[[Path, Path], TrainJob]] = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.recipes import RECIPES, paper_llama, small_cpu
+from jobs.recipes import RECIPES, comparison_of, paper_llama, small_cpu
 from jobs.train import stage_names, stages
 
 HERE = (Path("a"), Path("b"))
@@ -36,3 +36,12 @@ def test_the_papers_recipe_has_the_papers_settings() -> None:
     config = paper_llama(*HERE)
     assert config.max_length == 2048
     assert {(s.num_epochs, s.learning_rate, s.queries_per_step) for _, s in stages(config)} == {(8, 2e-5, 4)}
+
+
+def test_a_comparison_trains_its_cells_as_the_recipe_says_and_chooses_epochs_on_dev_queries() -> None:
+    recipe = RECIPES["paper_llama"](Path("in"), Path("out"))
+    config = comparison_of(recipe)
+    assert config.models == (recipe.model,)
+    for name in ("prepared", "output", "sft", "rm", "dpo", "ppo", "max_length", "precision", "zero_stage"):
+        assert getattr(config, name) == getattr(recipe, name)
+    assert (recipe.patience, config.patience) == (0, 2)

@@ -1,0 +1,210 @@
+"""The cells of a comparison, each one model, seed and fold, trained and scored as Ray tasks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, get_args
+
+from jobs.config import ScoreJob
+from jobs.progress import progress_bar
+from jobs.ray_session import Need, num_gpus, require, require_shared
+from jobs.score import run_score_here
+from jobs.shards import root_cause
+from jobs.train import TRAIN_LOG, UNTRAINED, progress_text, read_log, run_train
+from jobs.training_config import Objective, ScorerTraining, TrainJob
+from rerank_core.errors import ConfigError, JobError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from rich.progress import Progress, TaskID
+
+    from jobs.training_config import CompareJob, Method
+
+POLL_INTERVAL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What is trained together: the methods of one model, seed and fold, which share their first stages."""
+
+    model: str  # its label
+    seed: int
+    fold: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """How a person tells it from the others."""
+        return f"{self.model}, seed {self.seed}, fold {self.fold}"
+
+
+def plan_cells(config: CompareJob) -> list[Cell]:
+    """Return the cells of a comparison, in the order in which they start.
+
+    Raises:
+        ConfigError: two models have the same label.
+    """
+    labels = [model_label(model) for model in config.models]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ConfigError(f"two of the models are called {label!r}; rename one of the folders")
+    summary = json.loads((config.prepared / "summary.json").read_text(encoding="utf-8"))
+    return [
+        Cell(
+            label, seed, fold, config.output / "cells" / label.replace(":", "-") / f"seed-{seed}-fold-{fold}"
+        )
+        for label in labels
+        for seed in config.seeds
+        for fold in range(summary["num_folds"])
+    ]
+
+
+def model_label(model: str) -> str:
+    """Return what a model is called in tables and folders: the last part of a path or hub name."""
+    return model.rstrip("/").rpartition("/")[2]
+
+
+def name_and_layers(model: str) -> tuple[str, int | None]:
+    """Return a model's name, and how many of its layers are kept: `NAME:N` keeps the first N."""
+    name, _, layers = model.rpartition(":")
+    return (name, int(layers)) if name and layers.isdigit() else (model, None)
+
+
+def objectives_of(methods: Sequence[Method], *, reward: str) -> tuple[Objective, ...]:
+    """Return the objectives to train, in order: the methods, what they start from, and PPO's reward model."""
+    needed: set[Objective] = {*methods}
+    if needed & {"dpo", "ppo"}:
+        needed.add("sft")
+    if "ppo" in needed and reward == "reward_model":
+        needed.add("rm")
+    return tuple(name for name in get_args(Objective) if name in needed)
+
+
+def training(config: CompareJob, cell: Cell) -> TrainJob:
+    """Return the job that trains a cell's methods."""
+    objectives = objectives_of(config.methods, reward=config.ppo.reward)
+    return _train_job(config, cell, output="train", objectives=objectives)
+
+
+def artefacts(config: CompareJob, cell: Cell) -> dict[str, Path]:
+    """Return a cell's artefact by method, the untrained scorer's among them."""
+    folders = {UNTRAINED: cell.folder / UNTRAINED / UNTRAINED}
+    for method in config.methods:
+        folders[method] = cell.folder / "train" / method
+    return folders
+
+
+def run_folders(config: CompareJob, cell: Cell) -> dict[str, Path]:
+    """Return a cell's run folder by method, with the rankings of the fold's test queries."""
+    return {method: cell.folder / "runs" / method for method in artefacts(config, cell)}
+
+
+def _train_job(config: CompareJob, cell: Cell, *, output: str, objectives: tuple[Objective, ...]) -> TrainJob:
+    shared = {item.name: getattr(config, item.name) for item in fields(ScorerTraining)}
+    model = next(model for model in config.models if model_label(model) == cell.model)
+    name, num_layers = name_and_layers(model)
+    own = {"output": cell.folder / output, "fold": cell.fold, "seed": cell.seed}
+    return TrainJob(**(shared | own), model=name, num_layers=num_layers, objectives=objectives)
+
+
+def train_cell(config: CompareJob, cell: Cell) -> None:
+    """Train what is not trained yet; a Ray task that holds nothing itself and waits for its workers."""
+    run_train(_train_job(config, cell, output=UNTRAINED, objectives=()))
+    run_train(training(config, cell))
+
+
+def score_cell(config: CompareJob, cell: Cell, _trained: None) -> None:
+    """Rank the fold's test queries with every artefact of a trained cell; a Ray task."""
+    runs = run_folders(config, cell)
+    for method, artefact in artefacts(config, cell).items():
+        run_score_here(
+            ScoreJob(
+                prepared=config.prepared,
+                artefact=artefact,
+                output=runs[method],
+                fold=cell.fold,
+                split="test",
+                max_tokens_per_batch=config.max_tokens_per_batch,
+            )
+        )
+
+
+def run_cells(config: CompareJob, cells: Sequence[Cell]) -> None:
+    """Train and score every cell that is not finished, some at a time, under a bar.
+
+    A cell that fails does not keep the others from being finished.
+
+    Raises:
+        ResourceError: one cell alone needs more than the cluster has.
+        JobError: a cell failed for good; names all that did.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    require(Need(num_workers=config.num_workers, gpus=1.0 if num_gpus() else 0.0))
+    for folder in (config.prepared, config.output):
+        require_shared(folder)
+    waiting = list(cells)
+    running: dict[Any, tuple[Cell, TaskID]] = {}
+    failed: dict[str, str] = {}
+    with progress_bar() as progress:
+        whole = progress.add_task("cells", total=len(cells))
+        while waiting or running:
+            while waiting and len(running) < config.parallel_cells:
+                cell = waiting.pop(0)
+                running[_started(config, cell)] = cell, progress.add_task(cell.name, total=None)
+            ended, _ = ray.wait(list(running), timeout=POLL_INTERVAL_S)
+            for reference in ended:
+                cell, line = running.pop(reference)
+                try:
+                    ray.get(reference)
+                except RayError as error:
+                    failed[cell.name] = root_cause(error)
+                progress.remove_task(line)
+                progress.advance(whole)
+            for cell, line in running.values():
+                _show(progress, line, cell)
+    if failed:
+        told = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise JobError(
+            f"{len(failed)} of {len(cells)} cells failed ({told}); the others are kept, run the same command"
+            " again to try these anew"
+        )
+
+
+def _started(config: CompareJob, cell: Cell) -> Any:
+    """Start a cell; return the reference of its last task."""
+    import ray
+
+    retries = config.max_failures
+    trained = ray.remote(train_cell).options(num_cpus=0, max_retries=retries).remote(config, cell)
+    score = ray.remote(score_cell).options(num_cpus=1, num_gpus=min(1, num_gpus()), max_retries=retries)
+    return score.remote(config, cell, trained)
+
+
+def _show(progress: Progress, line: TaskID, cell: Cell) -> None:
+    """Show how far a cell is, from the log of its training."""
+    logged = cell_log(cell)
+    steps = [entry for entry in logged if "loss" in entry]
+    if steps:
+        last = steps[-1]
+        own = [entry for entry in logged if entry["stage"] == last["stage"]]
+        text = f"{cell.name}: {progress_text(own)}"
+        progress.update(line, description=text, completed=last["step"], total=last["num_steps"])
+
+
+def cell_log(cell: Cell) -> list[dict[str, Any]]:
+    """Return the lines of a cell's training log."""
+    return read_log(cell.folder / "train" / TRAIN_LOG)
+
+
+def steps_by_stage(log: Sequence[Mapping[str, Any]], *, key: str) -> dict[str, dict[int, float]]:
+    """Return `values[stage][step]` of a logged quantity; where a resumed stage repeated a step, the last."""
+    values: dict[str, dict[int, float]] = {}
+    for line in log:
+        if key in line:
+            values.setdefault(line["stage"], {})[line["step"]] = line[key]
+    return values

@@ -1,0 +1,340 @@
+"""Methods x models x seeds trained and compared: two tables with intervals, tests, figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jobs.cells import (
+    Cell,
+    artefacts,
+    cell_log,
+    name_and_layers,
+    objectives_of,
+    plan_cells,
+    run_cells,
+    run_folders,
+    steps_by_stage,
+)
+from jobs.evaluate import prepared_digest
+from jobs.manifest import OutputState, finish_output, opened_output, require_finished, write_json
+from jobs.objective_trainer import HELD_OUT_NDCG
+from jobs.ray_session import ray_session
+from jobs.run_folders import (
+    NamedRun,
+    Prepared,
+    checked_fold,
+    pooled_rankings,
+    rankings_of,
+    read_named,
+    read_prepared,
+)
+from rerank_core.data.splits import members
+from rerank_core.evaluation.baselines import (
+    first_stage_rankings,
+    floor_rankings,
+    ideal_rankings,
+    random_rankings,
+)
+from rerank_core.evaluation.calibration import graded_scores
+from rerank_core.evaluation.comparison import FIRST_STAGE
+from rerank_core.evaluation.method_comparison import (
+    Comparison,
+    MethodReliability,
+    MethodRun,
+    method_reliability,
+    method_row,
+    method_tests,
+)
+from rerank_core.evaluation.method_page import (
+    COMPARISON_PAGE,
+    LABELS,
+    PREFERENCE_METRICS,
+    RANKING_METRICS,
+    TESTED_METRICS,
+    draw_comparison,
+    render_comparison,
+)
+from rerank_core.evaluation.method_pictures import LearningCurve
+from rerank_core.evaluation.preference_metrics import PAIRWISE_LOSS, preference_values
+from rerank_core.evaluation.ranking_metrics import evaluate, metrics
+from rerank_core.evaluation.text_metrics import text_values
+from rerank_core.formats import read_shards, table_of, write_table
+from rerank_core.models.artefact import artefact_digest, read_spec
+from rerank_core.models.embedder import load_embedder
+from rerank_core.models.pretrained import resolve_model
+from rerank_core.records import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from jobs.training_config import CompareJob, Method
+    from rerank_core.evaluation.ranking_metrics import QueryValues
+    from rerank_core.records import Candidate, Ranking
+
+logger = logging.getLogger("whyrank.compare")
+
+NUM_RANDOM_ORDERS = 10
+ORDER = ("floor", "random", FIRST_STAGE, "", "ideal")
+"""The rows of a table; the empty string stands for all models."""
+
+PER_QUERY = {
+    "query_id": pa.string(),
+    "model": pa.string(),
+    "method": pa.string(),
+    "seed": pa.int64(),
+    "metric": pa.string(),
+    "value": pa.float64(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CompareResult:
+    """Where the page is, and whether this command made it."""
+
+    page: Path
+    state: OutputState
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """The rankings of every test query, named, and what decides how they are measured."""
+
+    prepared: Prepared
+    candidates: Mapping[str, Sequence[Candidate]]  # of the test queries
+    runs: Mapping[tuple[str, str, int], Mapping[str, Ranking]]  # by model, method, seed
+
+
+def run_compare(config: CompareJob) -> CompareResult:
+    """Train and score the cells that are not finished, and write the tables and figures.
+
+    Raises:
+        DataError: the prepared folder is unfinished.
+        ConfigError: two models have the same label, or nothing goes by a model's name.
+        JobError: cells failed for good; the others are kept.
+        OutputConflictError: the output folder belongs to other settings or inputs.
+    """
+    require_finished(config.prepared, job="prepare")
+    cells = plan_cells(config)
+    inputs = {"prepared": prepared_digest(config.prepared), "text_model": _model_digest(config.text_model)}
+    inputs |= {f"model:{model}": _model_digest(name_and_layers(model)[0]) for model in config.models}
+    with opened_output(config.output, job="compare", config=config, inputs=inputs) as state:
+        page = config.output / COMPARISON_PAGE
+        if state == "finished":
+            logger.info("%s is finished: nothing to do", config.output)
+            return CompareResult(page, state)
+        with ray_session(config.address):
+            run_cells(config, cells)
+        logger.info("measuring the runs of %d cells", len(cells))
+        measured = _measure(config, cells)
+        runs = _method_runs(config, measured)
+        comparison = _compared(config, cells, measured=measured, runs=runs)
+        _write(config.output, comparison, runs=runs)
+        finish_output(config.output, results={"page": COMPARISON_PAGE, "cells": len(cells)})
+    show_comparison(comparison, console=Console())
+    return CompareResult(page, state)
+
+
+def _model_digest(name: str) -> str:
+    return artefact_digest(resolve_model(name))
+
+
+def show_comparison(comparison: Comparison, *, console: Console) -> None:
+    """Print the means of both tables; the page has the intervals."""
+    columns = [*PREFERENCE_METRICS, *RANKING_METRICS]
+    title = f"{comparison.num_queries} test queries of {comparison.collection}, {len(comparison.seeds)} seeds"
+    table = Table(title=escape(title), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("model", "method", *(LABELS[column].replace(" ", "\n") for column in columns)):
+        table.add_column(name, no_wrap=True)
+    for row in comparison.rows:
+        means = [f"{row.values[name].mean:.3f}" if name in row.values else "–" for name in columns]
+        table.add_row(escape(row.model), escape(row.method), *means)
+    console.print(table)
+
+
+def _measure(config: CompareJob, cells: Sequence[Cell]) -> _Measured:
+    """Return the test queries' rankings: of the baselines, and of each model, method and seed."""
+    prepared = read_prepared(config.prepared, folds=sorted({cell.fold for cell in cells}))
+    tested = {q: prepared.candidates[q] for split in prepared.folds.values() for q in members(split)["test"]}
+    runs: dict[tuple[str, str, int], Mapping[str, Ranking]] = {
+        ("", "floor", 0): floor_rankings(tested, prepared.qrels),
+        ("", FIRST_STAGE, 0): first_stage_rankings(tested),
+        ("", "ideal", 0): ideal_rankings(tested, prepared.qrels),
+    }
+    for order in range(NUM_RANDOM_ORDERS):
+        runs["", "random", order] = random_rankings(tested, rng=np.random.default_rng(order))
+    for (model, method, seed), folders in _folders(config, cells).items():
+        run = _read_run(f"{model} {method} {seed}", folders, config=config, prepared=prepared)
+        runs[model, method, seed] = pooled_rankings(run, prepared)
+    return _Measured(prepared, tested, runs)
+
+
+def _folders(config: CompareJob, cells: Sequence[Cell]) -> dict[tuple[str, str, int], list[Path]]:
+    """Return the run folders of each model, method and seed: one per fold."""
+    folders: dict[tuple[str, str, int], list[Path]] = {}
+    for cell in cells:
+        for method, folder in run_folders(config, cell).items():
+            folders.setdefault((cell.model, method, cell.seed), []).append(folder)
+    return folders
+
+
+def _read_run(name: str, folders: Sequence[Path], *, config: CompareJob, prepared: Prepared) -> NamedRun:
+    fold_by_folder = {folder: checked_fold(name, folder, prepared=config.prepared) for folder in folders}
+    return read_named(name, folders, fold_by_folder=fold_by_folder, prepared=prepared)
+
+
+def _method_runs(config: CompareJob, measured: _Measured) -> list[MethodRun]:
+    """Return every method measured, in the order of the tables' rows: the ideal last."""
+    ranking_metrics = [
+        m for m in metrics(relevant_from=measured.prepared.relevant_from) if m.name in RANKING_METRICS
+    ]
+    texts = _text_values(config, measured)
+    values_by_seed: dict[tuple[str, str], dict[int, dict[str, QueryValues]]] = {}
+    for (model, method, seed), rankings in measured.runs.items():
+        qrels = measured.prepared.qrels
+        found = evaluate(rankings, qrels, measured=ranking_metrics)
+        found |= preference_values(rankings, qrels) | texts[_run_name(model, method, seed)]
+        if not model:
+            del found[PAIRWISE_LOSS]  # these scores are no logits of anything
+        values_by_seed.setdefault((model, method), {})[seed] = found
+    runs = [MethodRun(model, method, values) for (model, method), values in values_by_seed.items()]
+    return sorted(runs, key=lambda run: ORDER.index(run.method) if not run.model else ORDER.index(""))
+
+
+def _run_name(model: str, method: str, seed: int) -> str:
+    return f"{model} {method} {seed}"
+
+
+def _text_values(config: CompareJob, measured: _Measured) -> dict[str, dict[str, QueryValues]]:
+    documents = {
+        candidate.document.doc_id: candidate.document
+        for found in measured.candidates.values()
+        for candidate in found
+    }
+    runs = [Run(_run_name(*key), rankings) for key, rankings in measured.runs.items()]
+    expert = measured.runs["", "ideal", 0]
+    return text_values(
+        runs,
+        expert,
+        documents=documents,
+        embedder=load_embedder(config.text_model),
+        depth=config.text_depth,
+    )
+
+
+def _compared(
+    config: CompareJob, cells: Sequence[Cell], *, measured: _Measured, runs: Sequence[MethodRun]
+) -> Comparison:
+    bootstrap: dict[str, Any] = {"num_samples": config.num_samples, "seed": 0}
+    rows = [method_row(run, metrics=[*PREFERENCE_METRICS, *RANKING_METRICS], **bootstrap) for run in runs]
+    tested = [run for run in runs if run.model or run.method == FIRST_STAGE]
+    num_truncated, num_scored = _num_truncated(config, cells)
+    summary = json.loads((config.prepared / "summary.json").read_text(encoding="utf-8"))
+    return Comparison(
+        collection=summary["collection"],
+        num_queries=len(measured.candidates),
+        num_folds=summary["num_folds"],
+        num_candidates=float(np.mean([len(found) for found in measured.candidates.values()])),
+        methods=config.methods,
+        models=tuple(dict.fromkeys(cell.model for cell in cells)),
+        seeds=config.seeds,
+        rows=tuple(rows),
+        tests=tuple(t for metric in TESTED_METRICS for t in method_tests(tested, metric=metric, **bootstrap)),
+        reliability=tuple(_reliability(config, cells, measured=measured)),
+        seconds=_seconds(config, cells),
+        curves=_curves(config, cells),
+        num_truncated=num_truncated,
+        num_scored=num_scored,
+        text_model=config.text_model,
+        text_depth=config.text_depth,
+        num_samples=config.num_samples,
+    )
+
+
+def _num_truncated(config: CompareJob, cells: Sequence[Cell]) -> tuple[int, int]:
+    """Return how many test pairs the scorers read in part, and how many they scored."""
+    flags = [
+        flag
+        for cell in cells
+        for folder in run_folders(config, cell).values()
+        for flag in read_shards(folder / "data", {"is_truncated": pa.bool_()})
+        .column("is_truncated")
+        .to_pylist()
+    ]
+    return sum(flags), len(flags)
+
+
+def _reliability(
+    config: CompareJob, cells: Sequence[Cell], *, measured: _Measured
+) -> Iterator[MethodReliability]:
+    qrels = measured.prepared.qrels
+    max_grade = max(grade for grades in qrels.values() for grade in grades.values())
+    graded: dict[tuple[str, str], list[Any]] = {}
+    for cell in cells:
+        tested = members(measured.prepared.folds[cell.fold])["test"]
+        for method, artefact in artefacts(config, cell).items():
+            rankings = rankings_of(measured.runs[cell.model, method, cell.seed], tested)
+            scores, targets = graded_scores(rankings, qrels, max_grade=max_grade)
+            calibration = read_spec(artefact).calibration
+            graded.setdefault((cell.model, method), []).append((scores, targets, calibration))
+    for (model, method), found in graded.items():
+        yield method_reliability(model, method, found)
+
+
+def _seconds(config: CompareJob, cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
+    """Return the mean training time of each model and method over its cells."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for cell in cells:
+        step_s = steps_by_stage(cell_log(cell), key="step_s")
+        own = found.setdefault(cell.model, {method: [] for method in config.methods})
+        for method in config.methods:
+            stages = objectives_of((method,), reward=config.ppo.reward)
+            own[method].append(sum(sum(step_s[stage].values()) for stage in stages))
+    return {model: {m: float(np.mean(s)) for m, s in own.items()} for model, own in found.items()}
+
+
+def _curves(config: CompareJob, cells: Sequence[Cell]) -> dict[str, tuple[LearningCurve, ...]]:
+    """Return a curve per model, method and seed: the mean over the folds that can be watched, epoch by epoch.
+
+    It ends with the epoch that all folds reached, so that no point is the mean of fewer folds than another.
+    """
+    values: dict[tuple[str, Method, int], list[list[float]]] = {}
+    for cell in cells:
+        by_stage = steps_by_stage(cell_log(cell), key=HELD_OUT_NDCG)
+        for method in config.methods:
+            if by_step := by_stage.get(method):
+                own = [by_step[step] for step in sorted(by_step)]
+                values.setdefault((cell.model, method, cell.seed), []).append(own)
+    curves: dict[str, tuple[LearningCurve, ...]] = {}
+    for (model, method, seed), folds in values.items():
+        means = [float(np.mean(epoch)) for epoch in zip(*folds, strict=False)]
+        curve = LearningCurve(method, seed, tuple(range(1, len(means) + 1)), tuple(means))
+        curves[model] = (*curves.get(model, ()), curve)
+    return curves
+
+
+def _write(output: Path, comparison: Comparison, *, runs: Sequence[MethodRun]) -> None:
+    rows = [
+        (query_id, run.model, run.method, seed, metric, value)
+        for run in runs
+        for seed, values in run.values_by_seed.items()
+        for metric, by_query in values.items()
+        for query_id, value in sorted(by_query.items())
+    ]
+    write_table(table_of(rows, PER_QUERY), output / "per_query.parquet")
+    write_json(output / "comparison.json", dataclasses.asdict(comparison))
+    pictures = draw_comparison(comparison)
+    for name, png in pictures.items():
+        (output / name).write_bytes(png)
+    (output / COMPARISON_PAGE).write_text(render_comparison(comparison, pictures=pictures), encoding="utf-8")

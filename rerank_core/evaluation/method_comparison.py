@@ -1,0 +1,220 @@
+"""Methods compared on the same queries: seeds averaged, queries as the unit of every interval and test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING
+
+from rerank_core.errors import DataError
+from rerank_core.evaluation.calibration import calibration_error, reliability_bins
+from rerank_core.evaluation.significance import (
+    Interval,
+    bootstrap_interval,
+    holm,
+    paired_interval,
+    randomisation_test,
+)
+from rerank_core.records import Calibration
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rerank_core.evaluation.calibration import ReliabilityBin
+    from rerank_core.evaluation.method_pictures import LearningCurve
+    from rerank_core.evaluation.ranking_metrics import QueryValues
+
+CONFIDENCE = 0.95
+NUM_BINS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class MethodRun:
+    """A method on a model, measured: `values_by_seed[seed][metric name][query_id]`.
+
+    What has no model (the first stage, the baselines) has the empty string for one. Random orders are
+    measured once per order, as a method is once per seed.
+    """
+
+    model: str
+    method: str
+    values_by_seed: Mapping[int, Mapping[str, QueryValues]]
+
+    def seed_means(self, metric: str) -> QueryValues:
+        """Return each query's mean over the seeds.
+
+        Raises:
+            DataError: two seeds were measured on different queries.
+        """
+        by_seed = [values[metric] for values in self.values_by_seed.values()]
+        if any(values.keys() != by_seed[0].keys() for values in by_seed):
+            raise DataError(f"{self.model} {self.method}: the seeds were measured on different queries")
+        return {query_id: fmean(values[query_id] for values in by_seed) for query_id in by_seed[0]}
+
+    def has(self, metric: str) -> bool:
+        """Whether a metric was measured, which a loss is not where scores are no logits."""
+        return all(metric in values for values in self.values_by_seed.values())
+
+
+@dataclass(frozen=True, slots=True)
+class MethodRow:
+    """One line of a table, both maps by metric name.
+
+    `values` holds the mean over queries and seeds with the interval over queries, `seed_spread` the standard
+    deviation, over the seeds, of the mean over queries; it is empty for one seed.
+    """
+
+    model: str
+    method: str
+    values: Mapping[str, Interval]
+    seed_spread: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class MethodTest:
+    """Whether two methods on one model differ: `first - second`, with p-values of the randomisation test."""
+
+    model: str
+    first: str
+    second: str
+    metric: str
+    difference: Interval
+    p_value: float
+    adjusted: float  # by Holm, for all tests of the metric
+
+
+@dataclass(frozen=True, slots=True)
+class MethodReliability:
+    """How well the scores of a method keep what they promise on test queries, over all seeds and folds.
+
+    The errors are expected calibration errors: of the scores read as logits, and as the artefacts' own
+    calibrations read them, which is None where no artefact states one; `bins` are of the latter.
+    """
+
+    model: str
+    method: str
+    num_artefacts: int
+    num_calibrated: int
+    error_as_logits: float
+    error_calibrated: float | None
+    bins: tuple[ReliabilityBin, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All that a comparison measured; rows stand in the order of the tables.
+
+    `seconds[model][method]` is the mean time of training over seeds and folds, with the stages that a method
+    builds on; `curves[model]` are the methods' means over folds on the dev queries.
+    """
+
+    collection: str
+    num_queries: int
+    num_folds: int
+    num_candidates: float  # mean over the queries
+    methods: tuple[str, ...]
+    models: tuple[str, ...]
+    seeds: tuple[int, ...]
+    rows: tuple[MethodRow, ...]
+    tests: tuple[MethodTest, ...]
+    reliability: tuple[MethodReliability, ...]
+    seconds: Mapping[str, Mapping[str, float]]
+    curves: Mapping[str, tuple[LearningCurve, ...]]
+    num_truncated: int  # test pairs that a scorer read in part
+    num_scored: int
+    text_model: str
+    text_depth: int
+    num_samples: int
+
+
+def method_reliability(
+    model: str,
+    method: str,
+    graded: Sequence[tuple[Sequence[float], Sequence[float], Calibration | None]],
+) -> MethodReliability:
+    """Return the reliability of a method from each of its artefacts' (scores, targets, calibration).
+
+    Artefacts without a calibration count for the error of the scores as logits only.
+
+    Raises:
+        DataError: there is no row.
+    """
+    targets = [target for _, own, _ in graded for target in own]
+    as_logits = [p for scores, _, _ in graded for p in Calibration(1.0, 0.0).probabilities(scores)]
+    calibrated = [found for found in graded if found[2] is not None]
+    promised = [p for scores, _, own in calibrated if own is not None for p in own.probabilities(scores)]
+    came = [target for _, own, _ in calibrated for target in own]
+    bins = reliability_bins(promised, came, num_bins=NUM_BINS) if calibrated else []
+    return MethodReliability(
+        model=model,
+        method=method,
+        num_artefacts=len(graded),
+        num_calibrated=len(calibrated),
+        error_as_logits=calibration_error(reliability_bins(as_logits, targets, num_bins=NUM_BINS)),
+        error_calibrated=calibration_error(bins) if calibrated else None,
+        bins=tuple(bins),
+    )
+
+
+def method_row(run: MethodRun, *, metrics: Sequence[str], num_samples: int, seed: int) -> MethodRow:
+    """Return the line of a run for those of the metrics that it has."""
+    own = [metric for metric in metrics if run.has(metric)]
+    values = {
+        metric: bootstrap_interval(
+            run.seed_means(metric), num_samples=num_samples, seed=seed, confidence=CONFIDENCE
+        )
+        for metric in own
+    }
+    spread = {}
+    if len(run.values_by_seed) > 1:
+        for metric in own:
+            spread[metric] = stdev(fmean(found[metric].values()) for found in run.values_by_seed.values())
+    return MethodRow(run.model, run.method, values, spread)
+
+
+def method_tests(runs: Sequence[MethodRun], *, metric: str, num_samples: int, seed: int) -> list[MethodTest]:
+    """Return the test of every two methods of each model, those without a model being among each one's.
+
+    A query's value is its mean over the seeds, so that queries, not runs, are what is drawn (see
+    `randomisation_test`). The adjustment covers all tests returned.
+
+    Raises:
+        DataError: two runs were measured on different queries.
+    """
+    shared = [run for run in runs if not run.model]
+    pairs = [
+        (model, later, earlier)
+        for model in dict.fromkeys(run.model for run in runs if run.model)
+        for earlier, later in combinations([*shared, *(run for run in runs if run.model == model)], 2)
+    ]
+    p_values = {
+        _name(pair): randomisation_test(
+            pair[1].seed_means(metric), pair[2].seed_means(metric), num_samples=num_samples, seed=seed
+        )
+        for pair in pairs
+    }
+    adjusted = holm(p_values)
+    return [
+        MethodTest(
+            model=pair[0],
+            first=pair[1].method,
+            second=pair[2].method,
+            metric=metric,
+            difference=paired_interval(
+                pair[1].seed_means(metric),
+                pair[2].seed_means(metric),
+                num_samples=num_samples,
+                seed=seed,
+                confidence=CONFIDENCE,
+            ),
+            p_value=p_values[_name(pair)],
+            adjusted=adjusted[_name(pair)],
+        )
+        for pair in pairs
+    ]
+
+
+def _name(pair: tuple[str, MethodRun, MethodRun]) -> str:
+    model, first, second = pair
+    return f"{model} {first.method} {second.method}"
