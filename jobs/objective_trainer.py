@@ -124,11 +124,18 @@ class ObjectiveTrainer(transformers.Trainer):
         self._order = order
         self._worker = worker
         self._terms: list[dict[str, float]] = []
-        self._step_began = time.monotonic()
+        self._step_began: float | None = None
         self.model_accepts_loss_kwargs = False  # so that accumulated losses are averaged, not summed
 
     def _get_train_sampler(self, train_dataset: Any = None) -> QueryOrder:
         return self._order
+
+    def training_step(self, *inputs: Any, **settings: Any) -> Tensor:
+        """Start a step's clock with its first micro-batch: neither evaluation nor saving is in its time."""
+        if self._step_began is None:
+            self._step_began = time.monotonic()
+        loss: Tensor = super().training_step(*inputs, **settings)
+        return loss
 
     def compute_loss(
         self,
@@ -156,7 +163,8 @@ class ObjectiveTrainer(transformers.Trainer):
         parts = gathered(self._terms, worker=self._worker)
         self._terms = []
         found = [terms for part in parts for terms in part]
-        seconds, self._step_began = time.monotonic() - self._step_began, time.monotonic()
+        now = time.monotonic()
+        seconds, self._step_began = now - (self._step_began or now), None
         pairs = sum(terms.pop("num_pairs") for terms in found)
         names = dict.fromkeys(name for terms in found for name in terms)
         means = {name: float(np.mean([t[name] for t in found if name in t])) for name in names}

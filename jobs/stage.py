@@ -14,9 +14,21 @@ import torch.distributed
 
 from jobs.manifest import file_digest
 from jobs.ray_session import device_here
+from jobs.training_config import DpoConfig, RewardModelConfig
+from rerank_core.data.candidates import graded
+from rerank_core.data.splits import members
 from rerank_core.data.warm_up import title_examples
 from rerank_core.errors import DataError
-from rerank_core.formats import read_documents, read_pairs, read_pointwise, read_queries, write_table
+from rerank_core.formats import (
+    read_candidates,
+    read_documents,
+    read_pairs,
+    read_pointwise,
+    read_qrels,
+    read_queries,
+    read_split,
+    write_table,
+)
 from rerank_core.models.artefact import is_artefact, load_artefact
 from rerank_core.models.build import build_encoder, build_model, load_tokenizer
 from rerank_core.models.scorer import HeadKind, LanguageModelScorer, PairEncoder
@@ -82,22 +94,43 @@ class TrainingData:
     """The rows of one fold, with their texts."""
 
     texts: Texts
-    folder: Path
+    prepared: Path
+    fold: int
 
-    def rows(self, split: str) -> list[GradedCandidate]:
-        """Return the graded candidates of a split, query by query."""
-        return read_pointwise(self.folder / split / "pointwise.parquet")
+    @property
+    def folder(self) -> Path:
+        """The folder of the fold."""
+        return self.prepared / f"fold-{self.fold}"
+
+    def rows(self) -> list[GradedCandidate]:
+        """Return the graded training candidates, query by query."""
+        return read_pointwise(self.rows_path())
 
     def rows_path(self) -> Path:
         """Return the file of the training rows."""
         return self.folder / "train" / "pointwise.parquet"
+
+    def held_out_rows(self) -> list[GradedCandidate]:
+        """Return the graded candidates of the dev queries, query by query."""
+        return held_out_rows(self.prepared, fold=self.fold, documents=self.texts.documents)
+
+
+def held_out_rows(prepared: Path, *, fold: int, documents: Mapping[str, Document]) -> list[GradedCandidate]:
+    """Return all candidates of a fold's dev queries with their grades, query by query.
+
+    They are the lists that a scorer will have to rank, longer than the training rows of a query.
+    """
+    candidates = read_candidates(prepared / "candidates.parquet", documents)
+    qrels = read_qrels(prepared / "qrels.parquet")
+    dev = members(read_split(prepared / f"fold-{fold}" / "split.parquet"))["dev"]
+    return [row for q in dev for row in graded(q, candidates.get(q, ()), qrels.get(q, {}))]
 
 
 def read_training_data(task: StageTask) -> TrainingData:
     """Return the texts of a task's prepared folder, and where the rows of its fold are."""
     prepared = Path(task.prepared)
     texts = Texts(read_queries(prepared / "queries.parquet"), read_documents(prepared / "corpus.parquet"))
-    return TrainingData(texts, prepared / f"fold-{task.fold}")
+    return TrainingData(texts, prepared, task.fold)
 
 
 def start_scorer(task: StageTask) -> LanguageModelScorer:
@@ -144,10 +177,10 @@ def stage_examples(
         examples = _title_examples(task, data, scorer.encoder)
     else:
         examples = _graded_examples(data, scorer.encoder)
-    if task.name in ("rm", "dpo"):
-        examples = [example for example in examples if example.chosen]
     if task.name in ("dpo", "ppo"):
         examples = with_reference(examples, _reference_scores(task, data, scorer, examples, worker=worker))
+    if learns_from_pairs(task.settings):
+        examples = [example for example in examples if example.chosen]
     if task.reward_model is not None:
         judge = load_artefact(Path(task.reward_model), device=device_here())
         examples = with_rewards(examples, frozen_scores(task, data, judge, examples, worker=worker))
@@ -159,6 +192,13 @@ def stage_examples(
     return StageExamples(examples, _held_out_examples(data, scorer.encoder))
 
 
+def learns_from_pairs(settings: StageConfig) -> bool:
+    """Return whether an objective uses nothing of a query but its preference pairs."""
+    if isinstance(settings, RewardModelConfig):
+        return settings.loss == "bradley_terry"
+    return isinstance(settings, DpoConfig)
+
+
 def _title_examples(task: StageTask, data: TrainingData, encoder: PairEncoder) -> list[RankingExample]:
     documents = [document for _, document in sorted(data.texts.documents.items())]
     found = title_examples(documents, Bm25Retriever(documents), rng=np.random.default_rng(task.seed))
@@ -166,7 +206,7 @@ def _title_examples(task: StageTask, data: TrainingData, encoder: PairEncoder) -
 
 
 def _graded_examples(data: TrainingData, encoder: PairEncoder) -> list[RankingExample]:
-    rows = data.rows("train")
+    rows = data.rows()
     max_grade = max((row.grade for row in rows), default=0)
     if max_grade == 0:
         raise DataError(
@@ -177,10 +217,10 @@ def _graded_examples(data: TrainingData, encoder: PairEncoder) -> list[RankingEx
 
 
 def _held_out_examples(data: TrainingData, encoder: PairEncoder) -> list[RankingExample]:
-    """Return the fold's dev queries; training never sees their grades."""
-    rows = data.rows("dev")
-    max_grade = max((row.grade for row in [*rows, *data.rows("train")]), default=0)
-    return ranking_examples(rows, [], texts=data.texts, encoder=encoder, max_grade=max_grade)
+    """Return the fold's dev queries with all their candidates; training never sees their grades."""
+    qrels = read_qrels(data.prepared / "qrels.parquet")
+    max_grade = max((grade for grades in qrels.values() for grade in grades.values()), default=0)
+    return ranking_examples(data.held_out_rows(), [], texts=data.texts, encoder=encoder, max_grade=max_grade)
 
 
 def _reference_scores(
@@ -235,7 +275,7 @@ def _pairs(data: TrainingData, examples: Sequence[RankingExample]) -> list[list[
 
 def _rows_by_query(data: TrainingData) -> dict[str, list[GradedCandidate]]:
     rows: dict[str, list[GradedCandidate]] = {}
-    for row in data.rows("train"):
+    for row in data.rows():
         rows.setdefault(row.query_id, []).append(row)
     return rows
 
@@ -281,7 +321,7 @@ def _write_scores(
 
 def golden_pairs(data: TrainingData, *, seed: int) -> list[tuple[Query, Document]]:
     """Return training pairs for the artefact's self-check, drawn by the seed."""
-    rows = data.rows("train")
+    rows = data.rows()
     order = np.random.default_rng(seed).permutation(len(rows))
     queries, documents = data.texts.queries, data.texts.documents
     return [(queries[rows[i].query_id], documents[rows[i].doc_id]) for i in order]

@@ -6,22 +6,36 @@ import json
 import logging
 import shutil
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.leakage import judged, learnt_from, refuse_other_split
-from jobs.manifest import finish_output, folder_digest, opened_output, require_finished
+from jobs.manifest import (
+    file_digest,
+    finish_output,
+    folder_digest,
+    opened_output,
+    require_finished,
+    scoring_digests,
+)
 from jobs.objective_trainer import HELD_OUT_NDCG
 from jobs.progress import progress_bar
 from jobs.ray_session import Need, num_gpus, ray_session, require, require_shared
 from jobs.shards import root_cause
-from jobs.stage import StageTask, golden_pairs, read_training_data, start_scorer
+from jobs.stage import (
+    StageTask,
+    golden_pairs,
+    held_out_rows,
+    learns_from_pairs,
+    read_training_data,
+    start_scorer,
+)
 from jobs.train_worker import train_stage
 from rerank_core.errors import ConfigError, DataError, JobError
-from rerank_core.formats import read_pairs, read_pointwise
+from rerank_core.formats import read_documents, read_pairs, read_pointwise
 from rerank_core.models.artefact import (
     artefact_digest,
     check_artefact,
@@ -79,11 +93,29 @@ def run_train(config: TrainJob) -> TrainResult:
 
 
 def check_inputs(config: TrainJob, model_folder: Path) -> dict[str, str]:
-    """Return the digests of what training reads: the model, the texts, and the training rows of one fold.
+    """Return the digests of what training reads: the model, the texts, and the queries of one fold.
 
     Raises:
         ConfigError: the steps cannot be divided among the workers, or the model learnt from another split.
-        DataError: the prepared folder is unfinished or lacks the fold.
+        DataError: the prepared folder is unfinished, lacks the fold, or holds nothing to learn from.
+    """
+    check_training(config, model_folder)
+    digests = {
+        "train": folder_digest(config.prepared / f"fold-{config.fold}" / "train"),
+        **scoring_digests(config.prepared, fold=config.fold),
+        "qrels": file_digest(config.prepared / "qrels.parquet"),
+    }
+    if "ppo" in config.objectives and config.ppo.reward_model is not None:
+        digests["reward_model"] = artefact_digest(config.ppo.reward_model)
+    return digests | {"model": artefact_digest(model_folder)}
+
+
+def check_training(config: TrainJob, model_folder: Path) -> None:
+    """Check what can be checked of a training before hours are spent, without reading the model's weights.
+
+    Raises:
+        ConfigError: the steps cannot be divided among the workers, or the model learnt from another split.
+        DataError: the prepared folder is unfinished, lacks the fold, or holds nothing to learn from.
     """
     for name, stage in stages(config):
         if stage.queries_per_step % config.num_workers:
@@ -96,17 +128,9 @@ def check_inputs(config: TrainJob, model_folder: Path) -> dict[str, str]:
     refuse_other_split(model_folder, here)
     refuse_other_shape(config, model_folder)
     refuse_nothing_to_learn(config)
-    fold = config.prepared / f"fold-{config.fold}"
-    digests = {
-        "train": folder_digest(fold / "train"),
-        "dev": folder_digest(fold / "dev"),
-        "texts": here.texts,
-    }
     if "ppo" in config.objectives and config.ppo.reward_model is not None:
         check_artefact(config.ppo.reward_model)
         refuse_other_split(config.ppo.reward_model, here)
-        digests["reward_model"] = artefact_digest(config.ppo.reward_model)
-    return digests | {"model": artefact_digest(model_folder)}
 
 
 def refuse_other_shape(config: TrainJob, model_folder: Path) -> None:
@@ -128,31 +152,32 @@ def refuse_other_shape(config: TrainJob, model_folder: Path) -> None:
 
 
 def refuse_nothing_to_learn(config: TrainJob) -> None:
-    """Check before hours are spent that every objective has something to learn from.
+    """Check that every objective has something to learn from.
 
     Raises:
         DataError: no training document has a grade, or no training query has a pair.
     """
-    fold = config.prepared / f"fold-{config.fold}"
-    if {"sft", "ppo"} & {*config.objectives} and not _has_grade(fold / "train"):
+    train = config.prepared / f"fold-{config.fold}" / "train"
+    from_pairs = [learns_from_pairs(settings) for name, settings in stages(config) if name != "warmup"]
+    if not all(from_pairs) and not any(row.grade for row in read_pointwise(train / "pointwise.parquet")):
         raise DataError(
-            f"{fold / 'train'}: no training document has a grade above 0; prepare with more"
-            " --train-candidates"
+            f"{train}: no training document has a grade above 0; prepare with more --train-candidates"
         )
-    if {"rm", "dpo"} & {*config.objectives} and not read_pairs(fold / "train" / "pairs.parquet"):
+    if any(from_pairs) and not read_pairs(train / "pairs.parquet"):
         raise DataError(
-            f"{fold / 'train'}: no two training documents differ in grade; prepare with more"
-            " --train-candidates"
+            f"{train}: no two training documents differ in grade; prepare with more --train-candidates"
         )
-    if config.patience and not _has_grade(fold / "dev"):
+    if config.patience and not can_choose_epochs(config.prepared, fold=config.fold):
         raise DataError(
-            f"{fold / 'dev'}: no dev document has a grade above 0, so no epoch can be chosen; leave"
-            " --patience at 0, or prepare with more --train-candidates"
+            f"{config.prepared}: no candidate of a dev query of fold {config.fold} has a grade above 0, so no"
+            " epoch can be chosen; leave --patience at 0, or prepare with more --eval-candidates"
         )
 
 
-def _has_grade(folder: Path) -> bool:
-    return any(row.grade for row in read_pointwise(folder / "pointwise.parquet"))
+def can_choose_epochs(prepared: Path, *, fold: int) -> bool:
+    """Return whether a dev query of a fold has a relevant candidate, so that its NDCG says something."""
+    documents = read_documents(prepared / "corpus.parquet")
+    return any(row.grade for row in held_out_rows(prepared, fold=fold, documents=documents))
 
 
 def stages(config: TrainJob) -> list[tuple[Objective, StageConfig]]:
@@ -355,8 +380,8 @@ def tell(line: Mapping[str, Any]) -> None:
         case "resumed":
             logger.info("%s continues from step %d", name, line["step"])
         case "damaged checkpoint":
-            reason = f"{line['reason']}; the one before is used"
-            logger.warning("%s: the checkpoint of step %d is damaged (%s)", name, line["step"], reason)
+            where = "the checkpoint of step %d is damaged and passed over"
+            logger.warning(f"%s: {where} (%s)", name, line["step"], line["reason"])
         case "stopped early":
             logger.info("%s stops early: %s", name, line["reason"])
         case "not calibrated":
@@ -379,8 +404,11 @@ def progress_text(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def read_log(log: Path) -> list[dict[str, Any]]:
-    """Return the lines of a training log; a line that is being written is left out."""
+    """Return the lines of a training log, without one that is being written, or that a full disk cut off."""
     if not log.exists():
         return []
-    lines = log.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    lines = []
+    for text in log.read_text(encoding="utf-8").split("\n")[:-1]:
+        with suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines

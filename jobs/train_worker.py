@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.distributed
 import transformers
@@ -34,10 +35,10 @@ from jobs.stage import (
     stage_examples,
     start_scorer,
 )
-from rerank_core.errors import DataError, JobError
+from rerank_core.errors import ConfigError, DataError, JobError
 from rerank_core.evaluation.calibration import fit_platt
 from rerank_core.models.artefact import save_artefact
-from rerank_core.models.scorer import LanguageModelScorer, SingleNeuronModel
+from rerank_core.models.scorer import LanguageModelScorer, SingleNeuronModel, pair_batches
 from rerank_core.training.batching import (
     RankingCollator,
     RankingExample,
@@ -63,6 +64,10 @@ def train_stage(task: StageTask) -> None:
     data = read_training_data(task)
     examples = stage_examples(task, data, scorer, worker=worker)
     golden = golden_pairs(data, seed=task.seed)
+    if task.zero_stage == 3 and worker.world > 1:
+        refuse_uneven_passes(
+            task, examples, can_pack=scorer.model.can_pack, pad_id=scorer.tokenizer.pad_token_id
+        )
     if worker.rank == 0:
         append_line(Path(task.log), {"stage": task.name, "event": "examples", **examples.counts()})
     with tempfile.TemporaryDirectory(prefix="whyrank-train-") as scratch, ExitStack() as stack:
@@ -71,13 +76,15 @@ def train_stage(task: StageTask) -> None:
             train_or_resume(trainer, log=Path(task.log), stage=task.name, worker=worker)
             if task.patience:
                 _return_to_best(trainer, task, worker=worker, stack=stack)
+            trained = _scores_in_training(trainer, examples.train[0])
+            held_out = trainer.held_out_scores()
+            if not np.isfinite([*trained, *(score for own in held_out for score in own)]).all():
+                raise Diverged(f"the scores of {task.name} are no numbers after its last step")
         except Diverged as error:
             if worker.rank == 0:
                 append_line(Path(task.log), {"stage": task.name, "event": "diverged", "reason": str(error)})
             return
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathers what ZeRO-3 has sharded
-        trained = _scores_in_training(trainer, examples.train[0])
-        held_out = trainer.held_out_scores()
     unset_hf_deepspeed_config()  # else ZeRO-3 would shard the model that worker 0 alone is about to load
     if worker.rank == 0:
         exported = trained_scorer(task, scorer, state)
@@ -91,6 +98,25 @@ def train_stage(task: StageTask) -> None:
             calibration=stage_calibration(task, held_out, examples.held_out),
         )
     torch.distributed.barrier()  # nobody leaves before the artefact is whole
+
+
+def refuse_uneven_passes(task: StageTask, examples: StageExamples, *, can_pack: bool, pad_id: int) -> None:
+    """Check that every list is scored in one pass, as ZeRO 3 gathers weights from all workers in each pass.
+
+    Raises:
+        ConfigError: a list is beyond the token budget; workers with other numbers of passes would wait for
+            each other for ever.
+    """
+    for example in [*examples.train, *examples.held_out]:
+        batches = pair_batches(
+            example.documents, can_pack=can_pack, max_tokens=task.max_tokens_per_batch, pad_id=pad_id
+        )
+        if len(list(batches)) > 1:
+            raise ConfigError(
+                f"the documents of query {example.query_id!r} take more than --max-tokens-per-batch"
+                f" {task.max_tokens_per_batch}, and --zero-stage 3 needs them in one pass; raise the one or"
+                " choose --zero-stage 2"
+            )
 
 
 def join_workers(log: Path, *, stage: str, seed: int) -> Worker:
@@ -152,10 +178,16 @@ def _build_trainer(
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
-    """Set every dropout to zero: a score is then the same in training and after, and DPO starts at ln 2."""
+    """Set every dropout to zero: a score is then the same in training and after, and DPO starts at ln 2.
+
+    Some models keep a rate as a number of a module (Llama's attention), where no `Dropout` would show it.
+    """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def checkpoint_layers(model: SingleNeuronModel) -> None:
@@ -205,9 +237,10 @@ def _scores_in_training(trainer: ObjectiveTrainer, example: RankingExample) -> l
 def stage_calibration(
     task: StageTask, scores: Sequence[Sequence[float]], held_out: Sequence[RankingExample]
 ) -> Calibration | None:
-    """Return the calibration of a trained scorer, fitted on all candidates of the dev queries.
+    """Return the calibration of a trained scorer, fitted on the candidates of the dev queries.
 
-    None where it cannot be fitted, with a line in the log; and for the warm-up, which uses no judgement.
+    Targets are shares of the collection's highest grade. None where it cannot be fitted, with a line in the
+    log; and for the warm-up, which uses no judgement.
     """
     if task.name == "warmup":
         return None

@@ -22,9 +22,19 @@ from jobs.stage import (
     start_scorer,
 )
 from jobs.train import UNTRAINED, write_untrained
-from jobs.training_config import DpoConfig, PpoConfig, TrainJob
+from jobs.training_config import DpoConfig, PpoConfig, RewardModelConfig, TrainJob
+from rerank_core.data.splits import members
 from rerank_core.errors import DataError
-from rerank_core.formats import pointwise_table, read_pointwise, read_split, write_table
+from rerank_core.formats import (
+    pairs_table,
+    pointwise_table,
+    read_candidates,
+    read_pairs,
+    read_pointwise,
+    read_qrels,
+    read_split,
+    write_table,
+)
 from rerank_core.models.artefact import artefact_digest, load_artefact
 from rerank_core.records import Document
 
@@ -100,12 +110,12 @@ def test_warm_up_without_titles_is_refused(task: StageTask, data: TrainingData) 
 def test_training_rows_without_any_grade_are_refused(
     task: StageTask, data: TrainingData, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "fold"
-    shutil.copytree(data.folder, folder)
-    rows = [replace(row, grade=0) for row in data.rows("train")]
-    write_table(pointwise_table(rows), folder / "train" / "pointwise.parquet")
+    prepared = tmp_path / "prepared"
+    shutil.copytree(data.prepared, prepared)
+    ungraded = replace(data, prepared=prepared)
+    write_table(pointwise_table([replace(row, grade=0) for row in data.rows()]), ungraded.rows_path())
     with pytest.raises(DataError, match="no training document has a grade above 0"):
-        examples_of(task, replace(data, folder=folder))
+        examples_of(task, ungraded)
 
 
 @pytest.mark.usefixtures("one_process")
@@ -135,10 +145,42 @@ def test_ppo_learns_from_the_frozen_reward_models_scores(
         assert len(example.reference_scores) == len(example.documents)
 
 
-def test_the_dev_queries_are_held_out(task: StageTask, data: TrainingData) -> None:
-    held_out = stage_examples(task, data, start_scorer(task), worker=ALONE).held_out
-    split_by_query = read_split(data.folder / "split.parquet")
-    assert {split_by_query[example.query_id] for example in held_out} == {"dev"}
+def test_the_dev_queries_are_held_out_with_the_lists_that_will_be_ranked(
+    task: StageTask, data: TrainingData, tmp_path: Path
+) -> None:
+    prepared = tmp_path / "prepared"
+    shutil.copytree(data.prepared, prepared)
+    dev = members(read_split(data.folder / "split.parquet"))["dev"]
+    (prepared / f"fold-{data.fold}" / "dev" / "pointwise.parquet").unlink()  # shorter lists, for training
+    held_out = examples_held_out(task, replace(data, prepared=prepared))
+    candidates = read_candidates(prepared / "candidates.parquet", data.texts.documents)
+    qrels = read_qrels(prepared / "qrels.parquet")
+    assert [example.query_id for example in held_out] == dev
+    for example in held_out:
+        listed = candidates[example.query_id]
+        assert list(example.grades) == [
+            qrels[example.query_id].get(candidate.document.doc_id, 0) for candidate in listed
+        ]
+        assert example.max_grade == 9  # the collection's, whether or not a dev query has it
+
+
+def examples_held_out(task: StageTask, data: TrainingData) -> list[RankingExample]:
+    return stage_examples(task, data, start_scorer(task), worker=ALONE).held_out
+
+
+def test_only_an_objective_on_pairs_leaves_queries_without_pairs_out(
+    task: StageTask, data: TrainingData, tmp_path: Path
+) -> None:
+    prepared = tmp_path / "prepared"
+    shutil.copytree(data.prepared, prepared)
+    data = replace(data, prepared=prepared)
+    path = data.folder / "train" / "pairs.parquet"
+    pairs = read_pairs(path)
+    write_table(pairs_table([pair for pair in pairs if pair.query_id != pairs[0].query_id]), path)
+    task = replace(task, name="rm")
+    for settings, is_kept in ((RewardModelConfig(), False), (RewardModelConfig(loss="mse"), True)):
+        examples = examples_of(replace(task, settings=settings), data)
+        assert (pairs[0].query_id in {example.query_id for example in examples}) == is_kept
 
 
 def test_training_can_be_watched_where_a_held_out_query_has_a_relevant_candidate(

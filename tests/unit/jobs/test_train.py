@@ -26,8 +26,17 @@ from jobs.train import (
     write_untrained,
 )
 from jobs.training_config import DpoConfig, PpoConfig, TrainJob
+from rerank_core.data.splits import members
 from rerank_core.errors import ConfigError, DataError
-from rerank_core.formats import pairs_table, pointwise_table, read_pointwise, write_table
+from rerank_core.formats import (
+    pairs_table,
+    pointwise_table,
+    qrels_table,
+    read_pointwise,
+    read_qrels,
+    read_split,
+    write_table,
+)
 from rerank_core.models.artefact import artefact_digest, load_artefact, read_spec, save_artefact
 from rerank_core.models.pretrained import resolve_model
 
@@ -113,7 +122,7 @@ def test_a_split_without_grades_or_pairs_is_refused_before_training(config: Trai
 def test_each_fold_is_another_input_over_the_same_texts(config: TrainJob) -> None:
     first, second = checked(config), checked(replace(config, fold=0))
     assert first["train"] != second["train"]
-    assert first["texts"] == second["texts"]
+    assert (first["corpus"], first["queries"]) == (second["corpus"], second["queries"])
 
 
 def test_the_untrained_artefact_scores_as_the_model_it_was_built_from(
@@ -205,12 +214,20 @@ def test_the_artefact_of_the_reward_model_is_an_input(config: TrainJob) -> None:
 def test_epochs_cannot_be_chosen_without_a_graded_dev_query(config: TrainJob, tmp_path: Path) -> None:
     prepared = tmp_path / "prepared"
     shutil.copytree(config.prepared, prepared)
-    path = prepared / f"fold-{config.fold}" / "dev" / "pointwise.parquet"
-    write_table(pointwise_table([replace(row, grade=0) for row in read_pointwise(path)]), path)
+    dev = members(read_split(prepared / f"fold-{config.fold}" / "split.parquet"))["dev"]
+    qrels = read_qrels(prepared / "qrels.parquet")
+    ungraded = {q: {d: 0 if q in dev else grade for d, grade in own.items()} for q, own in qrels.items()}
+    write_table(qrels_table(ungraded), prepared / "qrels.parquet")
     config = replace(config, prepared=prepared)
     checked(config)
-    with pytest.raises(DataError, match=r"no dev document has a grade .* leave --patience at 0"):
+    with pytest.raises(DataError, match=r"no candidate of a dev query .* leave --patience at 0"):
         checked(replace(config, patience=1))
+
+
+def test_a_line_that_a_full_disk_cut_off_is_passed_over(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 1}\n{"step": {"step": 3}\n{"step": 4}\n{"st')
+    assert read_log(log) == [{"step": 1}, {"step": 4}]
 
 
 def test_the_live_line_shows_loss_held_out_ndcg_and_speed() -> None:

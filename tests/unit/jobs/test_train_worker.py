@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaModel
 
 from jobs.stage import StageTask, TrainingData, Worker, golden_pairs, stage_examples, start_scorer
 from jobs.train import read_log
@@ -16,11 +17,12 @@ from jobs.train_worker import (
     _check_export,
     checkpoint_layers,
     disable_dropout,
+    refuse_uneven_passes,
     stage_calibration,
     trained_scorer,
     with_adapters,
 )
-from rerank_core.errors import JobError
+from rerank_core.errors import ConfigError, JobError
 from rerank_core.evaluation.calibration import fit_platt
 from rerank_core.models.artefact import load_artefact, save_artefact
 from rerank_core.models.build import load_backbone, load_config
@@ -42,6 +44,34 @@ def test_without_dropout_a_model_in_training_scores_as_it_does_afterwards(
     assert scorer.score_pairs(pairs) != pytest.approx(scores, abs=1e-4)
     disable_dropout(scorer.model)
     assert scorer.score_pairs(pairs) == pytest.approx(scores, abs=1e-5)
+
+
+def test_a_rate_of_dropout_that_is_a_number_of_a_module_is_set_to_zero_too() -> None:
+    config = LlamaConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        vocab_size=9,
+        attention_dropout=0.5,
+    )
+    model = LlamaModel(config).train()
+    ids = torch.arange(9).unsqueeze(0)
+    first = model(input_ids=ids).last_hidden_state
+    assert not torch.allclose(model(input_ids=ids).last_hidden_state, first, atol=1e-4)
+    disable_dropout(model)
+    assert torch.equal(model(input_ids=ids).last_hidden_state, model(input_ids=ids).last_hidden_state)
+
+
+def test_under_zero_3_a_list_beyond_the_token_budget_is_refused_by_name(
+    task: StageTask, data: TrainingData
+) -> None:
+    scorer = start_scorer(task)
+    examples = stage_examples(task, data, scorer, worker=Worker(0, 1))
+    passes = {"can_pack": scorer.model.can_pack, "pad_id": scorer.tokenizer.pad_token_id}
+    refuse_uneven_passes(task, examples, **passes)
+    with pytest.raises(ConfigError, match=r"more than --max-tokens-per-batch 32, and --zero-stage 3"):
+        refuse_uneven_passes(replace(task, max_tokens_per_batch=32), examples, **passes)
 
 
 # --- adapters
