@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from jobs.config import ScoreJob
 from jobs.progress import progress_bar
-from jobs.ray_session import Need, num_gpus, require, require_shared
+from jobs.ray_session import Need, num_at_once, num_gpus, require, require_shared
 from jobs.score import run_score_here
 from jobs.shards import root_cause
-from jobs.train import TRAIN_LOG, UNTRAINED, progress_text, read_log, run_train
+from jobs.train import (
+    TRAIN_LOG,
+    UNTRAINED,
+    can_choose_epochs,
+    check_training,
+    progress_text,
+    read_log,
+    run_train,
+    tell,
+)
 from jobs.training_config import Objective, ScorerTraining, TrainJob
 from rerank_core.errors import ConfigError, JobError
+from rerank_core.models.pretrained import resolve_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress
 
     from jobs.training_config import CompareJob, Method
+
+logger = logging.getLogger("whyrank.compare")
 
 POLL_INTERVAL_S = 1.0
 
@@ -33,6 +46,7 @@ class Cell:
     model: str  # its label
     seed: int
     fold: int
+    can_choose_epochs: bool  # whether a dev query of the fold has a relevant candidate
     folder: Path
 
     @property
@@ -45,21 +59,26 @@ def plan_cells(config: CompareJob) -> list[Cell]:
     """Return the cells of a comparison, in the order in which they start.
 
     Raises:
-        ConfigError: two models have the same label.
+        ConfigError: two models would have the same folder.
     """
     labels = [model_label(model) for model in config.models]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise ConfigError(f"two of the models are called {label!r}; rename one of the folders")
+    folders = [config.output / "cells" / folder_name(label) for label in labels]
+    for label, folder in zip(labels, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise ConfigError(f"two of the models would have the folder {folder}; rename {label!r}")
     summary = json.loads((config.prepared / "summary.json").read_text(encoding="utf-8"))
+    can_choose = [can_choose_epochs(config.prepared, fold=fold) for fold in range(summary["num_folds"])]
     return [
-        Cell(
-            label, seed, fold, config.output / "cells" / label.replace(":", "-") / f"seed-{seed}-fold-{fold}"
-        )
-        for label in labels
+        Cell(label, seed, fold, can_choose[fold], folder / f"seed-{seed}-fold-{fold}")
+        for label, folder in zip(labels, folders, strict=True)
         for seed in config.seeds
         for fold in range(summary["num_folds"])
     ]
+
+
+def folder_name(label: str) -> str:
+    """Return a model's label as the name of a folder or file."""
+    return label.replace(":", "-")
 
 
 def model_label(model: str) -> str:
@@ -106,7 +125,12 @@ def _train_job(config: CompareJob, cell: Cell, *, output: str, objectives: tuple
     shared = {item.name: getattr(config, item.name) for item in fields(ScorerTraining)}
     model = next(model for model in config.models if model_label(model) == cell.model)
     name, num_layers = name_and_layers(model)
-    own = {"output": cell.folder / output, "fold": cell.fold, "seed": cell.seed}
+    own = {
+        "output": cell.folder / output,
+        "fold": cell.fold,
+        "seed": cell.seed,
+        "patience": config.patience if cell.can_choose_epochs else 0,
+    }
     return TrainJob(**(shared | own), model=name, num_layers=num_layers, objectives=objectives)
 
 
@@ -132,6 +156,18 @@ def score_cell(config: CompareJob, cell: Cell, _trained: None) -> None:
         )
 
 
+def check_cells(config: CompareJob, cells: Sequence[Cell]) -> None:
+    """Check the training of every cell before any of them starts.
+
+    Raises:
+        WhyrankError: as `check_training`, for the first cell that could not be trained.
+    """
+    for cell in cells:
+        if cell.seed == config.seeds[0]:  # the others differ in nothing that is checked
+            job = training(config, cell)
+            check_training(job, resolve_model(job.model))
+
+
 def run_cells(config: CompareJob, cells: Sequence[Cell]) -> None:
     """Train and score every cell that is not finished, some at a time, under a bar.
 
@@ -144,29 +180,32 @@ def run_cells(config: CompareJob, cells: Sequence[Cell]) -> None:
     import ray
     from ray.exceptions import RayError
 
-    require(Need(num_workers=config.num_workers, gpus=1.0 if num_gpus() else 0.0))
-    for folder in (config.prepared, config.output):
+    need = Need(num_workers=config.num_workers, gpus=1.0 if num_gpus() else 0.0)
+    require(need)
+    for folder in (config.prepared, config.output, *local_models(config)):
         require_shared(folder)
+    num_parallel = min(config.parallel_cells, num_at_once(need))
     waiting = list(cells)
-    running: dict[Any, tuple[Cell, TaskID]] = {}
+    running: dict[Any, _RunningCell] = {}
     failed: dict[str, str] = {}
     with progress_bar() as progress:
         whole = progress.add_task("cells", total=len(cells))
         while waiting or running:
-            while waiting and len(running) < config.parallel_cells:
+            while waiting and len(running) < num_parallel:
                 cell = waiting.pop(0)
-                running[_started(config, cell)] = cell, progress.add_task(cell.name, total=None)
+                running[_started(config, cell)] = _RunningCell(cell, progress)
             ended, _ = ray.wait(list(running), timeout=POLL_INTERVAL_S)
+            for shown in running.values():
+                shown.update()
             for reference in ended:
-                cell, line = running.pop(reference)
+                shown = running.pop(reference)
                 try:
                     ray.get(reference)
                 except RayError as error:
-                    failed[cell.name] = root_cause(error)
-                progress.remove_task(line)
+                    failed[shown.cell.name] = root_cause(error)
+                    logger.warning("%s failed: %s", shown.cell.name, failed[shown.cell.name])
+                shown.close()
                 progress.advance(whole)
-            for cell, line in running.values():
-                _show(progress, line, cell)
     if failed:
         told = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise JobError(
@@ -185,15 +224,37 @@ def _started(config: CompareJob, cell: Cell) -> Any:
     return score.remote(config, cell, trained)
 
 
-def _show(progress: Progress, line: TaskID, cell: Cell) -> None:
-    """Show how far a cell is, from the log of its training."""
-    logged = cell_log(cell)
-    steps = [entry for entry in logged if "loss" in entry]
-    if steps:
-        last = steps[-1]
-        own = [entry for entry in logged if entry["stage"] == last["stage"]]
-        text = f"{cell.name}: {progress_text(own)}"
-        progress.update(line, description=text, completed=last["step"], total=last["num_steps"])
+def local_models(config: CompareJob) -> list[Path]:
+    """Return those of the models that are folders."""
+    return [folder for model in config.models if (folder := Path(name_and_layers(model)[0])).is_dir()]
+
+
+class _RunningCell:
+    """What a person sees of a cell at work: its progress, and what its training's log says besides."""
+
+    def __init__(self, cell: Cell, progress: Progress) -> None:
+        self.cell = cell
+        self._progress = progress
+        self._line = progress.add_task(cell.name, total=None)
+        self._num_told = len(cell_log(cell))  # by an earlier command
+
+    def update(self) -> None:
+        """Show the last step, and tell the new lines of the log."""
+        logged = cell_log(self.cell)
+        for entry in logged[self._num_told :]:
+            tell(entry, where=f"{self.cell.name}, ")
+        self._num_told = len(logged)
+        if steps := [entry for entry in logged if "loss" in entry]:
+            last = steps[-1]
+            own = [entry for entry in logged if entry["stage"] == last["stage"]]
+            text = f"{self.cell.name}: {progress_text(own)}"
+            self._progress.update(
+                self._line, description=text, completed=last["step"], total=last["num_steps"]
+            )
+
+    def close(self) -> None:
+        """Take the line away."""
+        self._progress.remove_task(self._line)
 
 
 def cell_log(cell: Cell) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import logging
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from jobs.cells import (
     Cell,
     artefacts,
     cell_log,
+    check_cells,
     name_and_layers,
     objectives_of,
     plan_cells,
@@ -27,7 +30,14 @@ from jobs.cells import (
     steps_by_stage,
 )
 from jobs.evaluate import prepared_digest
-from jobs.manifest import OutputState, finish_output, opened_output, require_finished, write_json
+from jobs.manifest import (
+    OutputState,
+    finish_output,
+    opened_output,
+    read_manifest,
+    require_finished,
+    write_json,
+)
 from jobs.objective_trainer import HELD_OUT_NDCG
 from jobs.ray_session import ray_session
 from jobs.run_folders import (
@@ -39,6 +49,7 @@ from jobs.run_folders import (
     read_named,
     read_prepared,
 )
+from jobs.train import UNTRAINED
 from rerank_core.data.splits import members
 from rerank_core.evaluation.baselines import (
     first_stage_rankings,
@@ -52,6 +63,7 @@ from rerank_core.evaluation.method_comparison import (
     Comparison,
     MethodReliability,
     MethodRun,
+    Share,
     method_reliability,
     method_row,
     method_tests,
@@ -66,7 +78,7 @@ from rerank_core.evaluation.method_page import (
     render_comparison,
 )
 from rerank_core.evaluation.method_pictures import LearningCurve
-from rerank_core.evaluation.preference_metrics import PAIRWISE_LOSS, preference_values
+from rerank_core.evaluation.preference_metrics import PAIRWISE_ACCURACY, PAIRWISE_LOSS, preference_values
 from rerank_core.evaluation.ranking_metrics import evaluate, metrics
 from rerank_core.evaluation.text_metrics import text_values
 from rerank_core.formats import read_shards, table_of, write_table
@@ -77,7 +89,6 @@ from rerank_core.records import Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from jobs.training_config import CompareJob, Method
     from rerank_core.evaluation.ranking_metrics import QueryValues
@@ -114,40 +125,68 @@ class _Measured:
     prepared: Prepared
     candidates: Mapping[str, Sequence[Candidate]]  # of the test queries
     runs: Mapping[tuple[str, str, int], Mapping[str, Ranking]]  # by model, method, seed
+    num_quarantined: int  # (query, run) that got no finite score and stand in the order of the first stage
 
 
 def run_compare(config: CompareJob) -> CompareResult:
     """Train and score the cells that are not finished, and write the tables and figures.
 
     Raises:
-        DataError: the prepared folder is unfinished.
-        ConfigError: two models have the same label, or nothing goes by a model's name.
+        DataError: the prepared folder is unfinished, or a fold has nothing to learn from.
+        ConfigError: two models share a label, nothing goes by a model's name, or a setting does not fit.
         JobError: cells failed for good; the others are kept.
         OutputConflictError: the output folder belongs to other settings or inputs.
     """
     require_finished(config.prepared, job="prepare")
-    cells = plan_cells(config)
-    inputs = {"prepared": prepared_digest(config.prepared), "text_model": _model_digest(config.text_model)}
-    inputs |= {f"model:{model}": _model_digest(name_and_layers(model)[0]) for model in config.models}
-    with opened_output(config.output, job="compare", config=config, inputs=inputs) as state:
+    placed = with_absolute_paths(config)
+    cells = plan_cells(placed)
+    check_cells(placed, cells)
+    compared = _compared_settings(config)
+    with opened_output(
+        config.output, job="compare", config=config, inputs={"prepared": prepared_digest(config.prepared)}
+    ) as state:
         page = config.output / COMPARISON_PAGE
-        if state == "finished":
+        if state == "finished" and read_manifest(config.output)["results"]["compared"] == compared:
             logger.info("%s is finished: nothing to do", config.output)
             return CompareResult(page, state)
         with ray_session(config.address):
-            run_cells(config, cells)
+            run_cells(placed, cells)
         logger.info("measuring the runs of %d cells", len(cells))
         measured = _measure(config, cells)
         runs = _method_runs(config, measured)
         comparison = _compared(config, cells, measured=measured, runs=runs)
         _write(config.output, comparison, runs=runs)
-        finish_output(config.output, results={"page": COMPARISON_PAGE, "cells": len(cells)})
+        results = {"page": COMPARISON_PAGE, "cells": len(cells), "compared": compared}
+        finish_output(config.output, results=results)
     show_comparison(comparison, console=Console())
     return CompareResult(page, state)
 
 
-def _model_digest(name: str) -> str:
-    return artefact_digest(resolve_model(name))
+def with_absolute_paths(config: CompareJob) -> CompareJob:
+    """Return a job whose folders mean the same in every process of a cluster."""
+    models = []
+    for model in config.models:
+        name, num_layers = name_and_layers(model)
+        folder = str(Path(name).resolve()) if Path(name).is_dir() else name
+        models.append(folder if num_layers is None else f"{folder}:{num_layers}")
+    return dataclasses.replace(
+        config,
+        prepared=config.prepared.resolve(),
+        output=config.output.resolve(),
+        models=tuple(models),
+    )
+
+
+def _compared_settings(config: CompareJob) -> dict[str, Any]:
+    """Return what decides the page besides the settings that a cell is trained with, as JSON holds it."""
+    settings = {
+        item.name: getattr(config, item.name)
+        for item in dataclasses.fields(config)
+        if item.metadata.get("compared", False)
+    }
+    text_digest = artefact_digest(resolve_model(config.text_model))
+    found: dict[str, Any] = json.loads(json.dumps(settings | {"text_digest": text_digest}))
+    return found
 
 
 def show_comparison(comparison: Comparison, *, console: Console) -> None:
@@ -174,10 +213,12 @@ def _measure(config: CompareJob, cells: Sequence[Cell]) -> _Measured:
     }
     for order in range(NUM_RANDOM_ORDERS):
         runs["", "random", order] = random_rankings(tested, rng=np.random.default_rng(order))
+    num_quarantined = 0
     for (model, method, seed), folders in _folders(config, cells).items():
-        run = _read_run(f"{model} {method} {seed}", folders, config=config, prepared=prepared)
+        run = _read_run(_run_name(model, method, seed), folders, config=config, prepared=prepared)
         runs[model, method, seed] = pooled_rankings(run, prepared)
-    return _Measured(prepared, tested, runs)
+        num_quarantined += run.num_quarantined
+    return _Measured(prepared, tested, runs, num_quarantined)
 
 
 def _folders(config: CompareJob, cells: Sequence[Cell]) -> dict[tuple[str, str, int], list[Path]]:
@@ -239,31 +280,48 @@ def _compared(
     bootstrap: dict[str, Any] = {"num_samples": config.num_samples, "seed": 0}
     rows = [method_row(run, metrics=[*PREFERENCE_METRICS, *RANKING_METRICS], **bootstrap) for run in runs]
     tested = [run for run in runs if run.model or run.method == FIRST_STAGE]
-    num_truncated, num_scored = _num_truncated(config, cells)
     summary = json.loads((config.prepared / "summary.json").read_text(encoding="utf-8"))
     return Comparison(
         collection=summary["collection"],
         num_queries=len(measured.candidates),
+        num_preference_queries=len(runs[0].seed_means(PAIRWISE_ACCURACY)),
         num_folds=summary["num_folds"],
         num_candidates=float(np.mean([len(found) for found in measured.candidates.values()])),
         methods=config.methods,
         models=tuple(dict.fromkeys(cell.model for cell in cells)),
         seeds=config.seeds,
+        patience=config.patience,
+        num_folds_without_choice=len({cell.fold for cell in cells if not cell.can_choose_epochs}),
         rows=tuple(rows),
         tests=tuple(t for metric in TESTED_METRICS for t in method_tests(tested, metric=metric, **bootstrap)),
         reliability=tuple(_reliability(config, cells, measured=measured)),
         seconds=_seconds(config, cells),
+        cell_seconds=tuple(_cell_seconds(config, cell) for cell in cells),
         curves=_curves(config, cells),
-        num_truncated=num_truncated,
-        num_scored=num_scored,
+        truncated_in_training=_truncated_in_training(cells),
+        truncated_in_test=_truncated_in_test(config, cells),
+        num_quarantined=measured.num_quarantined,
         text_model=config.text_model,
         text_depth=config.text_depth,
         num_samples=config.num_samples,
     )
 
 
-def _num_truncated(config: CompareJob, cells: Sequence[Cell]) -> tuple[int, int]:
-    """Return how many test pairs the scorers read in part, and how many they scored."""
+def _cell_seconds(config: CompareJob, cell: Cell) -> float:
+    """Return the time from the start of a cell's training to the end of its scoring, pauses included."""
+    first = read_manifest(cell.folder / UNTRAINED)["started"]
+    last = max(read_manifest(folder)["finished"] for folder in run_folders(config, cell).values())
+    return (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds()
+
+
+def _truncated_in_training(cells: Sequence[Cell]) -> Share:
+    """Return how many documents of the training queries were read in part, over all cells and stages."""
+    lines = [line for cell in cells for line in cell_log(cell) if line.get("event") == "examples"]
+    return Share(sum(line["truncated"] for line in lines), sum(line["documents"] for line in lines))
+
+
+def _truncated_in_test(config: CompareJob, cells: Sequence[Cell]) -> Share:
+    """Return how many (query, document) pairs the scorers read in part, of those they ranked."""
     flags = [
         flag
         for cell in cells
@@ -272,7 +330,7 @@ def _num_truncated(config: CompareJob, cells: Sequence[Cell]) -> tuple[int, int]
         .column("is_truncated")
         .to_pylist()
     ]
-    return sum(flags), len(flags)
+    return Share(sum(flags), len(flags))
 
 
 def _reliability(

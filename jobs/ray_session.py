@@ -130,6 +130,15 @@ def check_need(need: Need, resources: Mapping[str, float]) -> None:
             )
 
 
+def num_at_once(need: Need) -> int:
+    """Return how many times a need fits into the connected cluster at the same time, at least once."""
+    import ray
+
+    resources = ray.cluster_resources()
+    each = {"CPU": need.num_workers * need.cpus, "GPU": need.num_workers * need.gpus}
+    return max(1, min(int(resources.get(name, 0.0) // wanted) for name, wanted in each.items() if wanted))
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceShare:
     """What one actor of a pool takes."""

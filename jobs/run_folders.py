@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jobs.manifest import other_inputs, require_finished, scoring_digests
@@ -103,9 +103,11 @@ def read_named(
 
 
 def _quarantined(folder: Path, prepared: Prepared) -> dict[str, Ranking]:
-    """The queries of a run folder that got no ranking, each in the order of the first stage."""
+    """The queries of a run folder that got no ranking, in the order of the first stage, with equal scores."""
     query_ids = [row.key[0] for row in read_quarantine(folder)]
-    return first_stage_rankings({query_id: prepared.candidates[query_id] for query_id in query_ids})
+    ordered = first_stage_rankings({query_id: prepared.candidates[query_id] for query_id in query_ids})
+    # The first stage's scores would be read as the model's by metrics of scores.
+    return {q: replace(ranking, scores=(0.0,) * len(ranking.scores)) for q, ranking in ordered.items()}
 
 
 def _num_tested(name: str, folder: Path, *, unranked: Mapping[str, Ranking], split: Fold) -> int:

@@ -373,15 +373,17 @@ def _follow(log: Path, stage: str, progress: Progress, done: threading.Event) ->
             return
 
 
-def tell(line: Mapping[str, Any]) -> None:
-    """Say what a person should know of a stage's log besides its steps."""
-    name = line["stage"]
+def tell(line: Mapping[str, Any], *, where: str = "") -> None:
+    """Say what a person should know of a stage's log besides its steps; `where` stands before the stage."""
+    name = f"{where}{line['stage']}"
     match line.get("event"):
         case "resumed":
             logger.info("%s continues from step %d", name, line["step"])
         case "damaged checkpoint":
-            where = "the checkpoint of step %d is damaged and passed over"
-            logger.warning(f"%s: {where} (%s)", name, line["step"], line["reason"])
+            reason = line["reason"]
+            logger.warning(
+                "%s: the damaged checkpoint of step %d is passed over (%s)", name, line["step"], reason
+            )
         case "stopped early":
             logger.info("%s stops early: %s", name, line["reason"])
         case "not calibrated":

@@ -10,6 +10,10 @@ from jobs.config import PLACE, require
 
 Objective = Literal["warmup", "sft", "rm", "dpo", "ppo"]
 Method = Literal["sft", "rm", "dpo", "ppo"]
+
+COMPARED = {"digest": False, "compared": True}
+"""Marks a field that says what is compared and how, not how a cell is trained: it may change later."""
+
 GenerativeObjective = Literal["sft", "dpo"]
 
 
@@ -221,8 +225,8 @@ class TrainJob(ScorerTraining):
 class CompareJob(ScorerTraining):
     """Train methods x models x seeds on every fold, and compare them in tables with intervals and figures.
 
-    A cell is one model, seed and fold; its methods share their SFT and reward-model stages. The same command
-    given again does not train finished cells again. Every artefact is kept.
+    A cell is one model, seed and fold; its methods share their SFT and reward-model stages. The same command,
+    also with more models or seeds, does not train finished cells again. Every artefact is kept.
 
     `--recipe` names the settings to start from, as in `whyrank train`; further arguments change single ones.
 
@@ -238,9 +242,9 @@ class CompareJob(ScorerTraining):
     """Folder that receives comparison.md, its figures, per_query.parquet, and the cells."""
     methods: tuple[Method, ...] = ("sft", "rm", "dpo", "ppo")
     """The methods to compare; what they start from or are rewarded by is trained too."""
-    models: tuple[str, ...] = ("minilm",)
+    models: tuple[str, ...] = field(default=("minilm",), metadata=COMPARED)
     """Each as in `whyrank train --model`; `NAME:N` keeps the first N layers."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = field(default=(0, 1, 2), metadata=COMPARED)
     """Seeds of initialisation and data order; a query's value is the mean over them."""
     patience: int = 2
     """Epochs without a better NDCG on the fold's dev queries after which a stage ends; its artefact is then
@@ -249,11 +253,11 @@ class CompareJob(ScorerTraining):
     """Ray Train workers of one cell, each with a GPU where there are GPUs, else a CPU."""
     parallel_cells: int = field(default=2, metadata=PLACE)
     """Cells at work at the same time."""
-    text_model: str = "minilm"
+    text_model: str = field(default="minilm", metadata=COMPARED)
     """The model whose token vectors give cosine and BERTScore: a name or folder as for `--models`."""
-    text_depth: int = 10
+    text_depth: int = field(default=10, metadata=COMPARED)
     """Ranks whose documents are compared as texts."""
-    num_samples: int = 10_000
+    num_samples: int = field(default=10_000, metadata=COMPARED)
     """Samples of the bootstrap and of the randomisation test, over queries."""
 
     def __post_init__(self) -> None:

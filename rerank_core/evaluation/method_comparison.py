@@ -88,8 +88,9 @@ class MethodTest:
 class MethodReliability:
     """How well the scores of a method keep what they promise on test queries, over all seeds and folds.
 
-    The errors are expected calibration errors: of the scores read as logits, and as the artefacts' own
-    calibrations read them, which is None where no artefact states one; `bins` are of the latter.
+    The errors are expected calibration errors of the artefacts that state a calibration: of their scores read
+    as logits, and as the calibrations read them; `bins` are of the latter. Where no artefact states one, the
+    first is that of all, and the second None.
     """
 
     model: str
@@ -102,27 +103,38 @@ class MethodReliability:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """All that a comparison measured; rows stand in the order of the tables.
+class Share:
+    """So many of so many."""
 
-    `seconds[model][method]` is the mean time of training over seeds and folds, with the stages that a method
-    builds on; `curves[model]` are the methods' means over folds on the dev queries.
-    """
+    num: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All that a comparison measured; rows stand in the order of the tables."""
 
     collection: str
     num_queries: int
+    num_preference_queries: int  # those whose candidates differ in grade
     num_folds: int
     num_candidates: float  # mean over the queries
     methods: tuple[str, ...]
     models: tuple[str, ...]
     seeds: tuple[int, ...]
+    patience: int  # epochs without a better dev NDCG before a stage ends; 0 trains all
+    num_folds_without_choice: int  # no dev query has a relevant candidate: all epochs are trained there
     rows: tuple[MethodRow, ...]
     tests: tuple[MethodTest, ...]
     reliability: tuple[MethodReliability, ...]
     seconds: Mapping[str, Mapping[str, float]]
+    """`seconds[model][method]`: all steps, with those of the stages below; the mean over seeds and folds."""
+    cell_seconds: tuple[float, ...]  # of each cell, from the start of training to the end of scoring
     curves: Mapping[str, tuple[LearningCurve, ...]]
-    num_truncated: int  # test pairs that a scorer read in part
-    num_scored: int
+    """`curves[model]`: NDCG on the dev queries, mean over the folds."""
+    truncated_in_training: Share  # documents, over all cells and stages
+    truncated_in_test: Share  # (query, document) pairs, over all runs
+    num_quarantined: int  # (query, run) without a finite score
     text_model: str
     text_depth: int
     num_samples: int
@@ -135,26 +147,31 @@ def method_reliability(
 ) -> MethodReliability:
     """Return the reliability of a method from each of its artefacts' (scores, targets, calibration).
 
-    Artefacts without a calibration count for the error of the scores as logits only.
-
     Raises:
         DataError: there is no row.
     """
-    targets = [target for _, own, _ in graded for target in own]
-    as_logits = [p for scores, _, _ in graded for p in Calibration(1.0, 0.0).probabilities(scores)]
-    calibrated = [found for found in graded if found[2] is not None]
-    promised = [p for scores, _, own in calibrated if own is not None for p in own.probabilities(scores)]
-    came = [target for _, own, _ in calibrated for target in own]
-    bins = reliability_bins(promised, came, num_bins=NUM_BINS) if calibrated else []
+    stated = [(scores, targets, own) for scores, targets, own in graded if own is not None]
+    bins = _bins(stated)
+    as_logits = [(scores, targets, Calibration(1.0, 0.0)) for scores, targets, _ in stated or graded]
     return MethodReliability(
         model=model,
         method=method,
         num_artefacts=len(graded),
-        num_calibrated=len(calibrated),
-        error_as_logits=calibration_error(reliability_bins(as_logits, targets, num_bins=NUM_BINS)),
-        error_calibrated=calibration_error(bins) if calibrated else None,
+        num_calibrated=len(stated),
+        error_as_logits=calibration_error(_bins(as_logits)),
+        error_calibrated=calibration_error(bins) if bins else None,
         bins=tuple(bins),
     )
+
+
+def _bins(
+    graded: Sequence[tuple[Sequence[float], Sequence[float], Calibration]],
+) -> list[ReliabilityBin]:
+    if not graded:
+        return []
+    promised = [p for scores, _, own in graded for p in own.probabilities(scores)]
+    came = [target for _, targets, _ in graded for target in targets]
+    return reliability_bins(promised, came, num_bins=NUM_BINS)
 
 
 def method_row(run: MethodRun, *, metrics: Sequence[str], num_samples: int, seed: int) -> MethodRow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import TYPE_CHECKING, Final
 
 from rerank_core.evaluation.method_pictures import (
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from rerank_core.evaluation.method_comparison import Comparison, MethodRow, MethodTest
+    from rerank_core.evaluation.method_comparison import Comparison, MethodRow, MethodTest, Share
     from rerank_core.evaluation.significance import Interval
 
 COMPARISON_PAGE: Final = "comparison.md"
@@ -93,7 +94,7 @@ def render_comparison(comparison: Comparison, *, pictures: Iterable[str]) -> str
         _introduction(comparison),
         "## Table 1: held-out preferences",
         _metric_table(comparison, PREFERENCE_METRICS),
-        _about_preferences(),
+        _about_preferences(comparison),
         "## Table 2: rankings, and the texts at the same rank",
         _metric_table(comparison, RANKING_METRICS),
         _about_rankings(comparison),
@@ -113,23 +114,48 @@ def render_comparison(comparison: Comparison, *, pictures: Iterable[str]) -> str
 def _introduction(comparison: Comparison) -> str:
     folds = f"{comparison.num_folds}-fold by query" if comparison.num_folds > 1 else "one split by query"
     seeds = ", ".join(map(str, comparison.seeds))
-    read = f"{comparison.num_truncated:,} of {comparison.num_scored:,}"
-    return (
+    parts = [
         f"{comparison.num_queries} test queries ({folds}), {comparison.num_candidates:.1f} candidates each on"
-        f" average; seeds {seeds}. A query's value is its mean over the seeds. In brackets the 95 % interval"
-        f" over queries ({comparison.num_samples:,} bootstrap samples); behind ± the standard deviation over"
-        f" seeds of the mean. The epoch of each stage was chosen on the fold's dev queries, which are in no"
-        f" table. {read} (query, document) pairs were read in part, as they are longer than the scorer reads."
-    )
+        f" average; seeds {seeds}. A query is ranked by the models of the fold that tests it, and its value"
+        " is the mean over the seeds. In brackets the 95 % interval over queries"
+        f" ({comparison.num_samples:,} bootstrap samples); behind ± the standard deviation over seeds of the"
+        " mean.",
+        _about_epochs(comparison),
+        f"{_share(comparison.truncated_in_training)} training documents (over all stages) and"
+        f" {_share(comparison.truncated_in_test)} ranked pairs were read in part, as they are longer than the"
+        " scorer reads.",
+    ]
+    if comparison.num_quarantined:
+        parts.append(
+            f"{comparison.num_quarantined} times a query got no finite score: it stands in the order of the"
+            " first stage, its candidates with equal scores."
+        )
+    return " ".join(parts)
 
 
-def _about_preferences() -> str:
+def _about_epochs(comparison: Comparison) -> str:
+    if not comparison.patience:
+        return "Every stage was trained for all its epochs."
+    text = "The epoch of each stage was chosen on the fold's dev queries, which that fold does not test."
+    if comparison.num_folds_without_choice:
+        text += (
+            f" In {comparison.num_folds_without_choice} of {comparison.num_folds} folds no dev query has a"
+            " relevant candidate: there the last epoch was taken."
+        )
+    return text
+
+
+def _share(share: Share) -> str:
+    return f"{share.num:,} of {share.total:,}"
+
+
+def _about_preferences(comparison: Comparison) -> str:
     return (
-        "Pairwise loss is −log σ(margin) over all pairs of candidates of different grades, ln 2 = 0.693 for"
+        f"{comparison.num_preference_queries} queries, those whose candidates differ in grade."
+        " Pairwise loss is −log σ(margin) over all pairs of candidates of different grades, ln 2 = 0.693 for"
         " equal scores; it depends on the scale of the scores, so only scores trained as logits of a"
         " preference (rm) are small by right. Pairwise accuracy is 0.5 by chance. Top-1 accuracy is the share"
-        " of queries whose first document has the highest grade among the candidates. Queries whose"
-        " candidates all have one grade are left out."
+        " of queries whose first document has the highest grade among the candidates."
     )
 
 
@@ -203,7 +229,9 @@ def _calibration_table(comparison: Comparison) -> str:
     return (
         "Expected calibration error on test queries, against grade / highest grade, ten bins of equal number:"
         " of the scores read as logits, and as each artefact's own calibration reads them (Platt, fitted on"
-        f" its dev queries).\n\n{table}"
+        " its dev queries). Both are over the artefacts that state a calibration (over all, where none does):"
+        " one whose scores fall as grades rise on its dev queries states none, so methods compare only where"
+        f" all are calibrated.\n\n{table}"
     )
 
 
@@ -213,9 +241,12 @@ def _cost_table(comparison: Comparison) -> str:
         for model, by_method in comparison.seconds.items()
         for method, seconds in by_method.items()
     ]
+    longest, mean = max(comparison.cell_seconds), fmean(comparison.cell_seconds)
     return (
         "Seconds of training per fold and seed, the sum of all steps, with the stages that a method builds"
-        " on; workers' start, evaluation and checkpoints are not in it.\n\n"
+        " on; workers' start, the reference's and the reward model's scores, evaluation and checkpoints are"
+        " not in it, and cells at work at the same time share the machine. A whole cell (all methods and"
+        f" their scoring, with any pause) took {mean:.0f} s on average and {longest:.0f} s at most.\n\n"
         + markdown_table(["model", "method", "seconds"], rows)
     )
 

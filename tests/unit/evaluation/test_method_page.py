@@ -5,7 +5,13 @@ from dataclasses import replace
 import pytest
 
 from rerank_core.evaluation.calibration import ReliabilityBin
-from rerank_core.evaluation.method_comparison import Comparison, MethodReliability, MethodRow, MethodTest
+from rerank_core.evaluation.method_comparison import (
+    Comparison,
+    MethodReliability,
+    MethodRow,
+    MethodTest,
+    Share,
+)
 from rerank_core.evaluation.method_page import (
     PREFERENCE_METRICS,
     RANKING_METRICS,
@@ -31,11 +37,14 @@ def comparison() -> Comparison:
     return Comparison(
         collection="sample",
         num_queries=19,
+        num_preference_queries=18,
         num_folds=5,
         num_candidates=10.0,
         methods=("dpo",),
         models=("tiny", "smollm2:4"),
         seeds=(0, 1),
+        patience=2,
+        num_folds_without_choice=0,
         rows=(
             MethodRow("", "bm25", dict.fromkeys(METRICS[1:], BOUNDS), {}),
             MethodRow("tiny", "dpo", dict.fromkeys(METRICS, BOUNDS), spread),
@@ -47,9 +56,11 @@ def comparison() -> Comparison:
             MethodReliability("tiny", "untrained", 10, 0, 0.4, None, ()),
         ),
         seconds={"tiny": {"dpo": 12.4}, "smollm2:4": {"dpo": 30.0}},
+        cell_seconds=(200.0, 100.0),
         curves={"tiny": (LearningCurve("dpo", 0, (1, 2), (0.5, 0.6)),)},
-        num_truncated=1200,
-        num_scored=12345,
+        truncated_in_training=Share(3, 940),
+        truncated_in_test=Share(1200, 12345),
+        num_quarantined=0,
         text_model="minilm",
         text_depth=10,
         num_samples=10_000,
@@ -79,9 +90,22 @@ def test_calibration_cost_and_truncation_are_told(comparison: Comparison) -> Non
     assert "| tiny | dpo | 0.310 | 0.050 | 9 of 10 |" in page
     assert "| tiny | untrained | 0.400 | – | 0 of 10 |" in page
     assert "| smollm2:4 | dpo | 30 |" in page
-    assert "1,200 of 12,345 (query, document) pairs were read in part" in page
+    assert "3 of 940 training documents (over all stages) and 1,200 of 12,345 ranked pairs were read" in page
+    assert "took 150 s on average and 200 s at most" in page
     assert "19 test queries (5-fold by query), 10.0 candidates each" in page
     assert "one split by query" in render_comparison(replace(comparison, num_folds=1), pictures=[])
+
+
+def test_the_page_says_how_epochs_were_chosen_and_what_got_no_score(comparison: Comparison) -> None:
+    page = render_comparison(comparison, pictures=[])
+    assert "chosen on the fold's dev queries, which that fold does not test. 3 of 940" in page
+    assert "no finite score" not in page
+    odd = render_comparison(replace(comparison, num_folds_without_choice=2, num_quarantined=4), pictures=[])
+    assert "In 2 of 5 folds no dev query has a relevant candidate: there the last epoch was taken." in odd
+    assert "4 times a query got no finite score" in odd
+    unchosen = render_comparison(replace(comparison, patience=0), pictures=[])
+    assert "Every stage was trained for all its epochs." in unchosen
+    assert "18 queries, those whose candidates differ in grade." in unchosen
 
 
 def test_every_figure_that_has_something_to_show_is_drawn_and_linked(comparison: Comparison) -> None:

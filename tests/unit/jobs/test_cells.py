@@ -1,12 +1,14 @@
 """What a comparison trains, and where."""
 
-import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs.cells import (
     artefacts,
+    check_cells,
     name_and_layers,
     objectives_of,
     plan_cells,
@@ -16,16 +18,15 @@ from jobs.cells import (
 )
 from jobs.train import stage_names
 from jobs.training_config import CompareJob, DpoConfig, Method, Objective
+from rerank_core.data.splits import members
 from rerank_core.errors import ConfigError
+from rerank_core.formats import qrels_table, read_qrels, read_split, write_table
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> CompareJob:
-    prepared = tmp_path / "prepared"
-    prepared.mkdir()
-    (prepared / "summary.json").write_text(json.dumps({"num_folds": 2}))
+def config(prepared_folder: Path, tmp_path: Path) -> CompareJob:
     return CompareJob(
-        prepared=prepared,
+        prepared=prepared_folder,
         output=tmp_path / "out",
         models=("minilm", "hub/smollm2:4"),
         seeds=(3, 5),
@@ -39,16 +40,16 @@ def test_there_is_a_cell_for_every_model_seed_and_fold_each_in_a_folder_of_its_o
 ) -> None:
     cells = plan_cells(config)
     assert [(cell.model, cell.seed, cell.fold) for cell in cells] == [
-        (model, seed, fold) for model in ("minilm", "smollm2:4") for seed in (3, 5) for fold in (0, 1)
+        (model, seed, fold) for model in ("minilm", "smollm2:4") for seed in (3, 5) for fold in range(5)
     ]
-    assert len({cell.folder for cell in cells}) == 8
-    assert cells[-1].folder == config.output / "cells" / "smollm2-4" / "seed-5-fold-1"
-    assert cells[-1].name == "smollm2:4, seed 5, fold 1"
+    assert len({cell.folder for cell in cells}) == 20
+    assert cells[-1].folder == config.output / "cells" / "smollm2-4" / "seed-5-fold-4"
+    assert cells[-1].name == "smollm2:4, seed 5, fold 4"
 
 
 def test_a_cell_is_trained_with_the_settings_of_the_comparison(config: CompareJob) -> None:
     job = training(config, plan_cells(config)[-1])
-    assert (job.model, job.num_layers, job.seed, job.fold) == ("hub/smollm2", 4, 5, 1)
+    assert (job.model, job.num_layers, job.seed, job.fold) == ("hub/smollm2", 4, 5, 4)
     assert (job.dpo.beta, job.max_length, job.patience) == (0.7, 64, 2)
     assert stage_names(job) == ("sft", "rm", "dpo", "ppo")
 
@@ -91,9 +92,36 @@ def test_a_number_behind_the_name_is_the_layers_kept(model: str, expected: tuple
 
 
 def test_models_that_a_table_could_not_tell_apart_are_refused(config: CompareJob) -> None:
-    alike = CompareJob(prepared=config.prepared, output=config.output, models=("a/llama", "b/llama/"))
-    with pytest.raises(ConfigError, match="two of the models are called 'llama'"):
-        plan_cells(alike)
+    for models in (("a/llama", "b/llama/"), ("llama:4", "a/llama-4")):
+        alike = replace(config, models=models)
+        with pytest.raises(ConfigError, match=r"two of the models would have the folder .*; rename 'llama"):
+            plan_cells(alike)
+
+
+def test_where_no_dev_query_has_a_relevant_candidate_all_epochs_are_trained(
+    config: CompareJob, tmp_path: Path
+) -> None:
+    prepared = tmp_path / "prepared"
+    shutil.copytree(config.prepared, prepared)
+    dev = members(read_split(prepared / "fold-2" / "split.parquet"))["dev"]
+    qrels = read_qrels(prepared / "qrels.parquet")
+    ungraded = {q: {d: 0 if q in dev else grade for d, grade in own.items()} for q, own in qrels.items()}
+    write_table(qrels_table(ungraded), prepared / "qrels.parquet")
+    config = replace(config, prepared=prepared)
+    cells = [cell for cell in plan_cells(config) if cell.seed == 3 and cell.model == "minilm"]
+    assert [cell.can_choose_epochs for cell in cells] == [True, True, False, True, True]
+    assert [training(config, cell).patience for cell in cells] == [2, 2, 0, 2, 2]
+
+
+def test_a_setting_that_no_cell_could_be_trained_with_is_refused_before_any_starts(
+    config: CompareJob, model_folder: Path
+) -> None:
+    odd = replace(config, models=(str(model_folder),), num_workers=3)
+    with pytest.raises(ConfigError, match=r"queries_per_step 4 is no multiple of 3"):
+        check_cells(odd, plan_cells(odd))
+    none = replace(config, models=(f"{model_folder}:0",))
+    with pytest.raises(ConfigError, match="num_layers must be at least 1, got 0"):
+        check_cells(none, plan_cells(none))
 
 
 def test_a_step_that_was_trained_again_counts_once() -> None:
