@@ -28,7 +28,7 @@ from rerank_core.errors import ConfigError, JobError
 from rerank_core.models.pretrained import resolve_model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from rich.progress import Progress
 
@@ -102,7 +102,7 @@ def objectives_of(methods: Sequence[Method], *, reward: str) -> tuple[Objective,
     return tuple(name for name in get_args(Objective) if name in needed)
 
 
-def training(config: CompareJob, cell: Cell) -> TrainJob:
+def training_job(config: CompareJob, cell: Cell) -> TrainJob:
     """Return the job that trains a cell's methods."""
     objectives = objectives_of(config.methods, reward=config.ppo.reward)
     return _train_job(config, cell, output="train", objectives=objectives)
@@ -137,7 +137,7 @@ def _train_job(config: CompareJob, cell: Cell, *, output: str, objectives: tuple
 def train_cell(config: CompareJob, cell: Cell) -> None:
     """Train what is not trained yet; a Ray task that holds nothing itself and waits for its workers."""
     run_train(_train_job(config, cell, output=UNTRAINED, objectives=()))
-    run_train(training(config, cell))
+    run_train(training_job(config, cell))
 
 
 def score_cell(config: CompareJob, cell: Cell, _trained: None) -> None:
@@ -164,7 +164,7 @@ def check_cells(config: CompareJob, cells: Sequence[Cell]) -> None:
     """
     for cell in cells:
         if cell.seed == config.seeds[0]:  # the others differ in nothing that is checked
-            job = training(config, cell)
+            job = training_job(config, cell)
             check_training(job, resolve_model(job.model))
 
 
@@ -260,12 +260,3 @@ class _RunningCell:
 def cell_log(cell: Cell) -> list[dict[str, Any]]:
     """Return the lines of a cell's training log."""
     return read_log(cell.folder / "train" / TRAIN_LOG)
-
-
-def steps_by_stage(log: Sequence[Mapping[str, Any]], *, key: str) -> dict[str, dict[int, float]]:
-    """Return `values[stage][step]` of a logged quantity; where a resumed stage repeated a step, the last."""
-    values: dict[str, dict[int, float]] = {}
-    for line in log:
-        if key in line:
-            values.setdefault(line["stage"], {})[line["step"]] = line[key]
-    return values

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,28 +16,31 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jobs.cell_records import (
+    cell_seconds,
+    learning_curves,
+    training_seconds,
+    truncated_in_test,
+    truncated_in_training,
+)
 from jobs.cells import (
     Cell,
     artefacts,
-    cell_log,
     check_cells,
     name_and_layers,
-    objectives_of,
     plan_cells,
     run_cells,
     run_folders,
-    steps_by_stage,
 )
-from jobs.evaluate import prepared_digest
 from jobs.manifest import (
     OutputState,
     finish_output,
     opened_output,
+    prepared_digest,
     read_manifest,
     require_finished,
     write_json,
 )
-from jobs.objective_trainer import HELD_OUT_NDCG
 from jobs.ray_session import ray_session
 from jobs.run_folders import (
     NamedRun,
@@ -49,7 +51,6 @@ from jobs.run_folders import (
     read_named,
     read_prepared,
 )
-from jobs.train import UNTRAINED
 from rerank_core.data.splits import members
 from rerank_core.evaluation.baselines import (
     first_stage_rankings,
@@ -63,7 +64,6 @@ from rerank_core.evaluation.method_comparison import (
     Comparison,
     MethodReliability,
     MethodRun,
-    Share,
     method_reliability,
     method_row,
     method_tests,
@@ -77,11 +77,10 @@ from rerank_core.evaluation.method_page import (
     draw_comparison,
     render_comparison,
 )
-from rerank_core.evaluation.method_pictures import LearningCurve
 from rerank_core.evaluation.preference_metrics import PAIRWISE_ACCURACY, PAIRWISE_LOSS, preference_values
 from rerank_core.evaluation.ranking_metrics import evaluate, metrics
 from rerank_core.evaluation.text_metrics import text_values
-from rerank_core.formats import read_shards, table_of, write_table
+from rerank_core.formats import table_of, write_table
 from rerank_core.models.artefact import artefact_digest, read_spec
 from rerank_core.models.embedder import load_embedder
 from rerank_core.models.pretrained import resolve_model
@@ -90,15 +89,15 @@ from rerank_core.records import Run
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from jobs.training_config import CompareJob, Method
+    from jobs.training_config import CompareJob
     from rerank_core.evaluation.ranking_metrics import QueryValues
     from rerank_core.records import Candidate, Ranking
 
 logger = logging.getLogger("whyrank.compare")
 
 NUM_RANDOM_ORDERS = 10
-ORDER = ("floor", "random", FIRST_STAGE, "", "ideal")
-"""The rows of a table; the empty string stands for all models."""
+BEFORE_MODELS = ("floor", "random", FIRST_STAGE)
+"""The rows of a table that stand above those of the models; the ideal stands below."""
 
 PER_QUERY = {
     "query_id": pa.string(),
@@ -159,7 +158,7 @@ def run_compare(config: CompareJob) -> CompareResult:
         results = {"page": COMPARISON_PAGE, "cells": len(cells), "compared": compared}
         finish_output(config.output, results=results)
     show_comparison(comparison, console=Console())
-    return CompareResult(page, state)
+    return CompareResult(page, "new" if state == "new" else "resumed")
 
 
 def with_absolute_paths(config: CompareJob) -> CompareJob:
@@ -250,7 +249,13 @@ def _method_runs(config: CompareJob, measured: _Measured) -> list[MethodRun]:
             del found[PAIRWISE_LOSS]  # these scores are no logits of anything
         values_by_seed.setdefault((model, method), {})[seed] = found
     runs = [MethodRun(model, method, values) for (model, method), values in values_by_seed.items()]
-    return sorted(runs, key=lambda run: ORDER.index(run.method) if not run.model else ORDER.index(""))
+    above = sorted((run for run in runs if run.method in BEFORE_MODELS), key=_place)
+    of_models = [run for run in runs if run.model]
+    return [*above, *of_models, *(run for run in runs if run.method == "ideal")]
+
+
+def _place(run: MethodRun) -> int:
+    return BEFORE_MODELS.index(run.method)
 
 
 def _run_name(model: str, method: str, seed: int) -> str:
@@ -295,42 +300,16 @@ def _compared(
         rows=tuple(rows),
         tests=tuple(t for metric in TESTED_METRICS for t in method_tests(tested, metric=metric, **bootstrap)),
         reliability=tuple(_reliability(config, cells, measured=measured)),
-        seconds=_seconds(config, cells),
-        cell_seconds=tuple(_cell_seconds(config, cell) for cell in cells),
-        curves=_curves(config, cells),
-        truncated_in_training=_truncated_in_training(cells),
-        truncated_in_test=_truncated_in_test(config, cells),
+        seconds=training_seconds(config, cells),
+        cell_seconds=tuple(cell_seconds(config, cell) for cell in cells),
+        curves=learning_curves(config, cells),
+        truncated_in_training=truncated_in_training(cells),
+        truncated_in_test=truncated_in_test(config, cells),
         num_quarantined=measured.num_quarantined,
         text_model=config.text_model,
         text_depth=config.text_depth,
         num_samples=config.num_samples,
     )
-
-
-def _cell_seconds(config: CompareJob, cell: Cell) -> float:
-    """Return the time from the start of a cell's training to the end of its scoring, pauses included."""
-    first = read_manifest(cell.folder / UNTRAINED)["started"]
-    last = max(read_manifest(folder)["finished"] for folder in run_folders(config, cell).values())
-    return (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds()
-
-
-def _truncated_in_training(cells: Sequence[Cell]) -> Share:
-    """Return how many documents of the training queries were read in part, over all cells and stages."""
-    lines = [line for cell in cells for line in cell_log(cell) if line.get("event") == "examples"]
-    return Share(sum(line["truncated"] for line in lines), sum(line["documents"] for line in lines))
-
-
-def _truncated_in_test(config: CompareJob, cells: Sequence[Cell]) -> Share:
-    """Return how many (query, document) pairs the scorers read in part, of those they ranked."""
-    flags = [
-        flag
-        for cell in cells
-        for folder in run_folders(config, cell).values()
-        for flag in read_shards(folder / "data", {"is_truncated": pa.bool_()})
-        .column("is_truncated")
-        .to_pylist()
-    ]
-    return Share(sum(flags), len(flags))
 
 
 def _reliability(
@@ -348,38 +327,6 @@ def _reliability(
             graded.setdefault((cell.model, method), []).append((scores, targets, calibration))
     for (model, method), found in graded.items():
         yield method_reliability(model, method, found)
-
-
-def _seconds(config: CompareJob, cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
-    """Return the mean training time of each model and method over its cells."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for cell in cells:
-        step_s = steps_by_stage(cell_log(cell), key="step_s")
-        own = found.setdefault(cell.model, {method: [] for method in config.methods})
-        for method in config.methods:
-            stages = objectives_of((method,), reward=config.ppo.reward)
-            own[method].append(sum(sum(step_s[stage].values()) for stage in stages))
-    return {model: {m: float(np.mean(s)) for m, s in own.items()} for model, own in found.items()}
-
-
-def _curves(config: CompareJob, cells: Sequence[Cell]) -> dict[str, tuple[LearningCurve, ...]]:
-    """Return a curve per model, method and seed: the mean over the folds that can be watched, epoch by epoch.
-
-    It ends with the epoch that all folds reached, so that no point is the mean of fewer folds than another.
-    """
-    values: dict[tuple[str, Method, int], list[list[float]]] = {}
-    for cell in cells:
-        by_stage = steps_by_stage(cell_log(cell), key=HELD_OUT_NDCG)
-        for method in config.methods:
-            if by_step := by_stage.get(method):
-                own = [by_step[step] for step in sorted(by_step)]
-                values.setdefault((cell.model, method, cell.seed), []).append(own)
-    curves: dict[str, tuple[LearningCurve, ...]] = {}
-    for (model, method, seed), folds in values.items():
-        means = [float(np.mean(epoch)) for epoch in zip(*folds, strict=False)]
-        curve = LearningCurve(method, seed, tuple(range(1, len(means) + 1)), tuple(means))
-        curves[model] = (*curves.get(model, ()), curve)
-    return curves
 
 
 def _write(output: Path, comparison: Comparison, *, runs: Sequence[MethodRun]) -> None:

@@ -15,7 +15,7 @@ Where an input lies is such a field: what is in it is recorded as the input's di
 """
 
 
-def require(condition: bool, message: str) -> None:
+def check_setting(condition: bool, message: str) -> None:
     """Raise ConfigError with the message where a condition does not hold."""
     if not condition:
         raise ConfigError(message)
@@ -56,7 +56,7 @@ class PrepareJob:
     """Seed of the split."""
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+        check_setting(self.seed >= 0, f"seed must not be negative, got {self.seed}")
         for name in (
             "train_candidates",
             "eval_candidates",
@@ -64,9 +64,9 @@ class PrepareJob:
             "pairs_bottom",
             "max_document_chars",
         ):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        require(self.num_folds >= 0, f"num_folds must not be negative, got {self.num_folds}")
-        require(
+            check_setting(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        check_setting(self.num_folds >= 0, f"num_folds must not be negative, got {self.num_folds}")
+        check_setting(
             self.eval_candidates >= self.train_candidates,
             f"eval_candidates ({self.eval_candidates}) must not be below"
             f" train_candidates ({self.train_candidates})",
@@ -106,7 +106,7 @@ class ScoreJob:
 
     def __post_init__(self) -> None:
         for name in ("shard_queries", "max_tokens_per_batch", "num_workers"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+            check_setting(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,10 +144,12 @@ class AttributeJob:
     """Address of a running Ray cluster; none starts a local Ray and stops it again."""
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+        check_setting(self.seed >= 0, f"seed must not be negative, got {self.seed}")
         for name in ("top_k", "max_evals", "shard_documents", "num_workers"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        require(self.max_documents is None or self.max_documents >= 1, "max_documents must be at least 1")
+            check_setting(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        check_setting(
+            self.max_documents is None or self.max_documents >= 1, "max_documents must be at least 1"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,11 +189,13 @@ class ExplainJob:
     """Address of a running Ray cluster; none starts a local Ray and stops it again."""
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+        check_setting(self.seed >= 0, f"seed must not be negative, got {self.seed}")
         for name in ("num_words", "max_new_tokens", "shard_documents"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        require(self.max_model_tokens > self.max_new_tokens, "max_model_tokens must exceed max_new_tokens")
-        require(self.temperature >= 0, f"temperature must not be negative, got {self.temperature}")
+            check_setting(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        check_setting(
+            self.max_model_tokens > self.max_new_tokens, "max_model_tokens must exceed max_new_tokens"
+        )
+        check_setting(self.temperature >= 0, f"temperature must not be negative, got {self.temperature}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,14 +225,14 @@ class EvaluateJob:
     """Seed of the bootstrap and of the random rankings."""
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
-        require(bool(self.runs), "runs must name at least one NAME=FOLDER")
-        require(
+        check_setting(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+        check_setting(bool(self.runs), "runs must name at least one NAME=FOLDER")
+        check_setting(
             all(0 < r.find("=") < len(r) - 1 for r in self.runs),
             f"each run must be NAME=FOLDER, got {self.runs}",
         )
-        require(self.num_samples >= 100, f"num_samples must be at least 100, got {self.num_samples}")
-        require(
+        check_setting(self.num_samples >= 100, f"num_samples must be at least 100, got {self.num_samples}")
+        check_setting(
             self.fusion_weight is None or 0 <= self.fusion_weight <= 1,
             f"fusion_weight must lie in [0, 1], got {self.fusion_weight}",
         )
@@ -276,8 +280,8 @@ class DemoJob:
     """Address of a running Ray cluster; none starts a local Ray and stops it again."""
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
-        require(
+        check_setting(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+        check_setting(
             1 <= self.max_documents <= 12,
             f"max_documents must lie between 1 and 12, got {self.max_documents}",
         )

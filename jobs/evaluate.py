@@ -21,6 +21,7 @@ from jobs.manifest import (
     finish_output,
     folder_digest,
     opened_output,
+    prepared_digest,
     require_finished,
     write_json,
 )
@@ -125,11 +126,6 @@ def run_evaluate(config: EvaluateJob) -> EvaluateResult:
         finish_output(config.output, results={NDCG_BURGES: headline})
     show_metrics(table, evaluation.measured, console=Console())
     return EvaluateResult(config.output, state, written)
-
-
-def prepared_digest(prepared: Path) -> str:
-    """Return one digest of a prepared folder: its tables, and the summary, which says what is relevant."""
-    return folder_digest(prepared, patterns=("**/*.parquet", "summary.json"))
 
 
 def _input_digests(

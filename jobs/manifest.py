@@ -70,6 +70,11 @@ def scoring_digests(prepared: Path, *, fold: int) -> dict[str, str]:
     return {**digests, "split": file_digest(split)}
 
 
+def prepared_digest(prepared: Path) -> str:
+    """Return one digest of a prepared folder: its tables, and the summary, which says what is relevant."""
+    return folder_digest(prepared, patterns=("**/*.parquet", "summary.json"))
+
+
 def other_inputs(manifest: Mapping[str, Any], digests: Mapping[str, str]) -> list[str]:
     """Return the names of the inputs, in order, whose digests are not those that a manifest records."""
     return [name for name, digest in digests.items() if manifest["digests"].get(f"input:{name}") != digest]

@@ -115,10 +115,9 @@ def comparison_of(recipe: TrainJob) -> CompareJob:
 
     The epoch of a stage is chosen on the dev queries, whatever the recipe's patience.
     """
-    chosen_anew = {"patience"}
     shared = {item.name: getattr(recipe, item.name) for item in fields(ScorerTraining)}
-    kept = {name: value for name, value in shared.items() if name not in chosen_anew}
-    return CompareJob(**kept, models=(recipe.model,))
+    del shared["patience"]
+    return CompareJob(**shared, models=(recipe.model,))
 
 
 RECIPES: Mapping[str, Callable[[Path, Path], TrainJob]] = {

@@ -10,12 +10,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.evaluate import PER_QUERY, prepared_digest, run_input
+from jobs.evaluate import PER_QUERY, run_input
 from jobs.manifest import (
     MANIFEST,
     finish_output,
     folder_digest,
     opened_output,
+    prepared_digest,
     read_manifest,
     require_finished,
 )

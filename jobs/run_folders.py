@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rerank_core.data.splits import Fold
     from rerank_core.records import Candidate, Qrels, Ranking
 
-logger = logging.getLogger("whyrank.evaluate")
+logger = logging.getLogger("whyrank.runs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +136,8 @@ def _check_covers(name: str, fold: int, *, split: Fold, rankings: Mapping[str, R
     missing = [query_id for query_id in members(split)["test"] if query_id not in rankings]
     if missing:
         raise DataError(
-            f"run {name!r} does not rank test query {missing[0]!r} of fold {fold}; add its folder to --runs, "
-            f"written by `whyrank score --fold {fold} --split test` (or all)"
+            f"run {name!r} does not rank test query {missing[0]!r} of fold {fold}; name its folder of that"
+            f" fold too, written by `whyrank score --fold {fold} --split test` (or all)"
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path  # noqa: TC003 - tyro reads the annotations
 from typing import Literal, get_args
 
-from jobs.config import PLACE, require
+from jobs.config import PLACE, check_setting
 
 Objective = Literal["warmup", "sft", "rm", "dpo", "ppo"]
 Method = Literal["sft", "rm", "dpo", "ppo"]
@@ -33,12 +33,12 @@ class StageConfig:
     """AdamW's decoupled weight decay."""
 
     def __post_init__(self) -> None:
-        require(self.num_epochs >= 1, f"num_epochs must be at least 1, got {self.num_epochs}")
-        require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
-        require(
+        check_setting(self.num_epochs >= 1, f"num_epochs must be at least 1, got {self.num_epochs}")
+        check_setting(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
+        check_setting(
             self.queries_per_step >= 1, f"queries_per_step must be at least 1, got {self.queries_per_step}"
         )
-        require(0 <= self.warmup_share < 1, f"warmup_share must lie in [0, 1), got {self.warmup_share}")
+        check_setting(0 <= self.warmup_share < 1, f"warmup_share must lie in [0, 1), got {self.warmup_share}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class DpoConfig(StageConfig):
 
     def __post_init__(self) -> None:
         super(DpoConfig, self).__post_init__()
-        require(self.beta > 0, f"beta must be positive, got {self.beta}")
+        check_setting(self.beta > 0, f"beta must be positive, got {self.beta}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,14 +92,14 @@ class PpoConfig(StageConfig):
 
     def __post_init__(self) -> None:
         super(PpoConfig, self).__post_init__()
-        require(self.num_rankings >= 2, f"num_rankings must be at least 2, got {self.num_rankings}")
-        require(
+        check_setting(self.num_rankings >= 2, f"num_rankings must be at least 2, got {self.num_rankings}")
+        check_setting(
             self.updates_per_rollout >= 1,
             f"updates_per_rollout must be at least 1, got {self.updates_per_rollout}",
         )
-        require(0 < self.clip < 1, f"clip must lie between 0 and 1, got {self.clip}")
-        require(self.kl_weight >= 0, f"kl_weight must not be negative, got {self.kl_weight}")
-        require(self.max_kl > 0, f"max_kl must be positive, got {self.max_kl}")
+        check_setting(0 < self.clip < 1, f"clip must lie between 0 and 1, got {self.clip}")
+        check_setting(self.kl_weight >= 0, f"kl_weight must not be negative, got {self.kl_weight}")
+        check_setting(self.max_kl > 0, f"max_kl must be positive, got {self.max_kl}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,16 +145,16 @@ class ScorerTraining:
     """Address of a running Ray cluster; none starts a local Ray and stops it again."""
 
     def __post_init__(self) -> None:
-        require(self.max_length >= 16, f"max_length must be at least 16, got {self.max_length}")
-        require(self.num_workers >= 1, f"num_workers must be at least 1, got {self.num_workers}")
-        require(self.lora_rank >= 0, f"lora_rank must not be negative, got {self.lora_rank}")
-        require(self.max_failures >= 0, f"max_failures must not be negative, got {self.max_failures}")
-        require(self.patience >= 0, f"patience must not be negative, got {self.patience}")
-        require(
+        check_setting(self.max_length >= 16, f"max_length must be at least 16, got {self.max_length}")
+        check_setting(self.num_workers >= 1, f"num_workers must be at least 1, got {self.num_workers}")
+        check_setting(self.lora_rank >= 0, f"lora_rank must not be negative, got {self.lora_rank}")
+        check_setting(self.max_failures >= 0, f"max_failures must not be negative, got {self.max_failures}")
+        check_setting(self.patience >= 0, f"patience must not be negative, got {self.patience}")
+        check_setting(
             self.max_tokens_per_batch >= 1,
             f"max_tokens_per_batch must be at least 1, got {self.max_tokens_per_batch}",
         )
-        require(
+        check_setting(
             not (self.offload_optimizer and self.zero_stage == 0),
             "offload_optimizer needs a ZeRO stage of 1 to 3; raise --zero-stage",
         )
@@ -195,24 +195,24 @@ class TrainJob(ScorerTraining):
 
     def __post_init__(self) -> None:
         super(TrainJob, self).__post_init__()
-        require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
-        require(
+        check_setting(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+        check_setting(
             self.num_layers is None or self.num_layers >= 1,
             f"num_layers must be at least 1, got {self.num_layers}",
         )
         self._check_objectives()
 
     def _check_objectives(self) -> None:
-        require(
+        check_setting(
             len(set(self.objectives)) == len(self.objectives),
             f"an objective is named twice in {self.objectives}",
         )
         in_order = [name for name in get_args(Objective) if name in self.objectives]
-        require(
+        check_setting(
             list(self.objectives) == in_order,
             f"objectives must be in the order {', '.join(in_order)} (the SFT scorer is DPO's reference)",
         )
-        require(
+        check_setting(
             "ppo" not in self.objectives
             or self.ppo.reward == "grades"
             or (self.ppo.reward_model is None) == ("rm" in self.objectives),
@@ -264,13 +264,13 @@ class CompareJob(ScorerTraining):
         super(CompareJob, self).__post_init__()
         for name in ("methods", "models", "seeds"):
             values = getattr(self, name)
-            require(bool(values), f"{name} must name at least one")
-            require(len(set(values)) == len(values), f"one of {name} is named twice: {values}")
+            check_setting(bool(values), f"{name} must name at least one")
+            check_setting(len(set(values)) == len(values), f"one of {name} is named twice: {values}")
         for name in ("parallel_cells", "text_depth"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        require(min(self.seeds) >= 0, f"seeds must not be negative, got {self.seeds}")
-        require(self.num_samples >= 100, f"num_samples must be at least 100, got {self.num_samples}")
-        require(
+            check_setting(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        check_setting(min(self.seeds) >= 0, f"seeds must not be negative, got {self.seeds}")
+        check_setting(self.num_samples >= 100, f"num_samples must be at least 100, got {self.num_samples}")
+        check_setting(
             self.ppo.reward_model is None,
             "a comparison trains a reward model in every cell; leave --ppo.reward-model out",
         )
@@ -311,15 +311,15 @@ class MemoryJob:
     """Recompute the layers' activations in the backward pass."""
 
     def __post_init__(self) -> None:
-        require(self.max_length >= 16, f"max_length must be at least 16, got {self.max_length}")
-        require(self.lora_rank >= 0, f"lora_rank must not be negative, got {self.lora_rank}")
+        check_setting(self.max_length >= 16, f"max_length must be at least 16, got {self.max_length}")
+        check_setting(self.lora_rank >= 0, f"lora_rank must not be negative, got {self.lora_rank}")
         for name in ("num_gpus", "max_tokens_per_batch"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        require(
+            check_setting(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        check_setting(
             self.num_layers is None or self.num_layers >= 1,
             f"num_layers must be at least 1, got {self.num_layers}",
         )
-        require(
+        check_setting(
             self.gpu_memory_gib is None or self.gpu_memory_gib > 0,
             f"gpu_memory_gib must be positive, got {self.gpu_memory_gib}",
         )
@@ -334,7 +334,7 @@ class NoisySftConfig(StageConfig):
 
     def __post_init__(self) -> None:
         super(NoisySftConfig, self).__post_init__()
-        require(self.noise_alpha >= 0, f"noise_alpha must not be negative, got {self.noise_alpha}")
+        check_setting(self.noise_alpha >= 0, f"noise_alpha must not be negative, got {self.noise_alpha}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -346,7 +346,7 @@ class RpoConfig(DpoConfig):
 
     def __post_init__(self) -> None:
         super(RpoConfig, self).__post_init__()
-        require(self.nll_weight >= 0, f"nll_weight must not be negative, got {self.nll_weight}")
+        check_setting(self.nll_weight >= 0, f"nll_weight must not be negative, got {self.nll_weight}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -398,11 +398,13 @@ class GenerativeTrainJob:
 
     def __post_init__(self) -> None:
         for name in ("max_words", "max_length", "queries_per_pass", "num_workers"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+            check_setting(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("lora_rank", "max_failures"):
-            require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
-        require(self.num_candidates >= 2, f"num_candidates must be at least 2, got {self.num_candidates}")
-        require(
+            check_setting(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        check_setting(
+            self.num_candidates >= 2, f"num_candidates must be at least 2, got {self.num_candidates}"
+        )
+        check_setting(
             self.objectives in {("sft",), ("dpo",), ("sft", "dpo")},
             f"objectives must be sft, dpo or both in this order, got {self.objectives}",
         )

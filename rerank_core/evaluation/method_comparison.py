@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
@@ -205,33 +205,16 @@ def method_tests(runs: Sequence[MethodRun], *, metric: str, num_samples: int, se
         for model in dict.fromkeys(run.model for run in runs if run.model)
         for earlier, later in combinations([*shared, *(run for run in runs if run.model == model)], 2)
     ]
-    p_values = {
-        _name(pair): randomisation_test(
-            pair[1].seed_means(metric), pair[2].seed_means(metric), num_samples=num_samples, seed=seed
-        )
-        for pair in pairs
-    }
-    adjusted = holm(p_values)
-    return [
-        MethodTest(
-            model=pair[0],
-            first=pair[1].method,
-            second=pair[2].method,
-            metric=metric,
-            difference=paired_interval(
-                pair[1].seed_means(metric),
-                pair[2].seed_means(metric),
-                num_samples=num_samples,
-                seed=seed,
-                confidence=CONFIDENCE,
-            ),
-            p_value=p_values[_name(pair)],
-            adjusted=adjusted[_name(pair)],
-        )
-        for pair in pairs
-    ]
+    tests = [_test(*pair, metric=metric, num_samples=num_samples, seed=seed) for pair in pairs]
+    adjusted = holm({str(number): test.p_value for number, test in enumerate(tests)})
+    return [replace(test, adjusted=adjusted[str(number)]) for number, test in enumerate(tests)]
 
 
-def _name(pair: tuple[str, MethodRun, MethodRun]) -> str:
-    model, first, second = pair
-    return f"{model} {first.method} {second.method}"
+def _test(  # noqa: PLR0913 - what the test is of, and the settings of both its numbers
+    model: str, first: MethodRun, second: MethodRun, *, metric: str, num_samples: int, seed: int
+) -> MethodTest:
+    """Return the test of two runs as the only one."""
+    values, baseline = first.seed_means(metric), second.seed_means(metric)
+    p_value = randomisation_test(values, baseline, num_samples=num_samples, seed=seed)
+    difference = paired_interval(values, baseline, num_samples=num_samples, seed=seed, confidence=CONFIDENCE)
+    return MethodTest(model, first.method, second.method, metric, difference, p_value, adjusted=p_value)

@@ -3,7 +3,7 @@
     config.json, model.safetensors, tokenizer files    the backbone and its tokenizer
     adapter/                                            LoRA adapters, where they are kept beside the weights
     head.safetensors                                    the single neuron
-    reranker.json                                       template, head, scale, lengths, tolerance, provenance
+    reranker.json                                       template, head, calibration, lengths, provenance
     golden.jsonl                                        pairs with their scores; loading re-scores them
 
 Nothing in the folder is ever executed.
@@ -195,7 +195,7 @@ def read_spec(folder: Path) -> RerankerSpec:
         raise ArtefactError(
             f"{path} is missing: {folder} is not a reranker artefact; train one first"
         ) from error
-    except (OSError, RecursionError, TypeError, ValueError) as error:
+    except (OSError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise ArtefactError(f"{path} is broken ({error}); copy the artefact again") from error
     if spec.format_version != FORMAT_VERSION:
         raise ArtefactError(

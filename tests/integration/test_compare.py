@@ -3,38 +3,44 @@
 import json
 import threading
 import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from jobs.cells import Cell, cell_log, plan_cells, run_folders
-from jobs.compare import run_compare
+from jobs.cells import Cell, artefacts, cell_log, plan_cells, run_folders
+from jobs.compare import PER_QUERY, run_compare
 from jobs.config import PrepareJob
 from jobs.manifest import MANIFEST
 from jobs.prepare import run_prepare
+from jobs.stage import held_out_rows
 from jobs.training_config import CompareJob, DpoConfig, PpoConfig, RewardModelConfig, SftConfig
-from rerank_core.errors import JobError
+from rerank_core.errors import DataError, JobError
+from rerank_core.evaluation.calibration import fit_platt
 from rerank_core.evaluation.method_page import COMPARISON_PAGE, PREFERENCE_METRICS, RANKING_METRICS
-from rerank_core.formats import read_documents
-from rerank_core.models.artefact import read_spec
+from rerank_core.formats import RUN, read_documents, read_queries, read_shards, read_table, rows_of
+from rerank_core.models.artefact import artefact_digest, load_artefact, read_spec
 from rerank_core.models.tiny import save_tiny_encoder
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 METHODS = ("untrained", "sft", "rm", "dpo", "ppo")
+HIGHEST_GRADE = 9  # of the sample
+INTRUSION_TIMEOUT_S = 120.0
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> CompareJob:
     root = tmp_path_factory.mktemp("compare")
-    run_prepare(PrepareJob(output=root / "prepared", num_folds=1))
+    run_prepare(PrepareJob(output=root / "prepared", num_folds=2))
     texts = [d.content for d in read_documents(root / "prepared" / "corpus.parquet").values()]
     save_tiny_encoder(root / "tiny", texts, seed=0)
     return CompareJob(
         prepared=root / "prepared",
         output=root / "out",
         models=(str(root / "tiny"),),
-        seeds=(0, 1),
+        seeds=(3,),
         max_length=128,
         sft=SftConfig(num_epochs=2, learning_rate=1e-3, queries_per_step=16),
         rm=RewardModelConfig(num_epochs=1, learning_rate=1e-3, queries_per_step=16),
@@ -51,21 +57,25 @@ def compared(config: CompareJob, ray_instance: None) -> list[Cell]:
     """A comparison of which one cell fails at first; the same command again does what was left."""
     cells = plan_cells(config)
     in_the_way = run_folders(config, cells[1])["sft"]
-    intruder = threading.Thread(target=put_in_the_way, args=(config.output, in_the_way))
+    intruder = threading.Thread(target=put_in_the_way, args=(config.output, in_the_way), daemon=True)
     intruder.start()
-    with pytest.raises(JobError, match=r"1 of 2 cells failed \(tiny, seed 1, fold 0: OutputConflictError"):
+    with pytest.raises(JobError, match=r"1 of 2 cells failed \(tiny, seed 3, fold 1: OutputConflictError"):
         run_compare(config)
-    intruder.join()
+    finished = {path: path.stat().st_mtime_ns for path in cells[0].folder.rglob("*.*") if path.is_file()}
     logs = [cell_log(cell) for cell in cells]
     in_the_way.unlink()
     assert run_compare(config).state == "resumed"
     assert [cell_log(cell) for cell in cells] == logs
+    assert {path: path.stat().st_mtime_ns for path in finished if path.name != ".lock"} == {
+        path: written for path, written in finished.items() if path.name != ".lock"
+    }
     return cells
 
 
 def put_in_the_way(output: Path, folder: Path) -> None:
     """Put a file where a cell's folder would go, as soon as the comparison has claimed its own."""
-    while not (output / MANIFEST).exists():
+    deadline = time.monotonic() + INTRUSION_TIMEOUT_S
+    while not (output / MANIFEST).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.write_text("in the way")
@@ -89,27 +99,58 @@ def test_every_method_has_its_place_in_both_tables(config: CompareJob, compared:
     page = (config.output / COMPARISON_PAGE).read_text()
     for line in ("| tiny | ppo |", "| tiny | dpo − sft |", "![cost](cost.png)"):
         assert line in page
-
-
-def test_the_figures_lie_beside_the_page(config: CompareJob, compared: list[Cell]) -> None:
     names = sorted(path.name for path in config.output.glob("*.png"))
     assert names == ["cost.png", "learning-tiny.png", "reliability-tiny.png"]
 
 
-def test_seeds_differ_and_their_artefacts_state_a_calibration_where_one_fits(
+def test_every_query_is_tested_once_by_the_model_of_its_fold(
     config: CompareJob, compared: list[Cell]
 ) -> None:
-    losses = [[line["loss"] for line in cell_log(cell) if "loss" in line] for cell in compared]
-    assert losses[0] != losses[1]
+    rows = rows_of(read_table(config.output / "per_query.parquet", PER_QUERY))
+    tested = Counter((method, query_id) for query_id, _, method, _, metric, _ in rows if metric == "cosine")
+    queries = read_queries(config.prepared / "queries.parquet")
+    for method in METHODS:
+        assert {q: n for (name, q), n in tested.items() if name == method} == dict.fromkeys(queries, 1)
     for cell in compared:
+        for method, artefact in artefacts(config, cell).items():
+            run = read_shards(run_folders(config, cell)[method] / "data", RUN)
+            assert set(run.column("model_digest").to_pylist()) == {artefact_digest(artefact)}
+
+
+def test_an_artefact_states_the_calibration_of_its_own_scores_on_the_dev_queries(
+    config: CompareJob, compared: list[Cell]
+) -> None:
+    queries = read_queries(config.prepared / "queries.parquet")
+    documents = read_documents(config.prepared / "corpus.parquet")
+    stated = 0
+    for cell in compared:
+        rows = held_out_rows(config.prepared, fold=cell.fold, documents=documents)
         refused = {line["stage"] for line in cell_log(cell) if line.get("event") == "not calibrated"}
         for method in METHODS[1:]:
-            calibration = read_spec(cell.folder / "train" / method).calibration
-            assert (calibration is None) == (method in refused)
+            artefact = artefacts(config, cell)[method]
+            pairs = [(queries[row.query_id], documents[row.doc_id]) for row in rows]
+            scores = load_artefact(artefact).score_pairs(pairs)
+            targets = [row.grade / HIGHEST_GRADE for row in rows]
+            found = read_spec(artefact).calibration
+            if method in refused:
+                assert found is None
+                with pytest.raises(DataError, match="fall as grades rise"):
+                    fit_platt(scores, targets)
+                continue
+            expected = fit_platt(scores, targets)
+            assert found is not None
+            assert found.slope == pytest.approx(expected.slope, rel=1e-2)
+            assert found.intercept == pytest.approx(expected.intercept, rel=1e-2)
+            stated += 1
+    assert stated
 
 
-def test_the_same_command_again_has_nothing_to_do(config: CompareJob, compared: list[Cell]) -> None:
+def test_only_another_measurement_is_made_anew(config: CompareJob, compared: list[Cell]) -> None:
     page = config.output / COMPARISON_PAGE
-    before = page.stat().st_mtime_ns
+    before, logs = page.read_text(), [cell_log(cell) for cell in compared]
+    written = page.stat().st_mtime_ns
     assert run_compare(config).state == "finished"
-    assert page.stat().st_mtime_ns == before
+    assert page.stat().st_mtime_ns == written
+    assert run_compare(replace(config, text_depth=2)).state == "resumed"
+    assert "each of the first 2 ranks" in page.read_text() != before
+    assert [cell_log(cell) for cell in compared] == logs

@@ -13,8 +13,7 @@ from jobs.cells import (
     objectives_of,
     plan_cells,
     run_folders,
-    steps_by_stage,
-    training,
+    training_job,
 )
 from jobs.train import stage_names
 from jobs.training_config import CompareJob, DpoConfig, Method, Objective
@@ -48,7 +47,7 @@ def test_there_is_a_cell_for_every_model_seed_and_fold_each_in_a_folder_of_its_o
 
 
 def test_a_cell_is_trained_with_the_settings_of_the_comparison(config: CompareJob) -> None:
-    job = training(config, plan_cells(config)[-1])
+    job = training_job(config, plan_cells(config)[-1])
     assert (job.model, job.num_layers, job.seed, job.fold) == ("hub/smollm2", 4, 5, 4)
     assert (job.dpo.beta, job.max_length, job.patience) == (0.7, 64, 2)
     assert stage_names(job) == ("sft", "rm", "dpo", "ppo")
@@ -58,7 +57,7 @@ def test_every_method_and_the_untrained_scorer_have_an_artefact_and_a_run(config
     cell = plan_cells(config)[0]
     found = artefacts(config, cell)
     assert list(found) == list(run_folders(config, cell)) == ["untrained", "sft", "rm", "dpo", "ppo"]
-    assert found["dpo"] == training(config, cell).output / "dpo"
+    assert found["dpo"] == training_job(config, cell).output / "dpo"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +109,7 @@ def test_where_no_dev_query_has_a_relevant_candidate_all_epochs_are_trained(
     config = replace(config, prepared=prepared)
     cells = [cell for cell in plan_cells(config) if cell.seed == 3 and cell.model == "minilm"]
     assert [cell.can_choose_epochs for cell in cells] == [True, True, False, True, True]
-    assert [training(config, cell).patience for cell in cells] == [2, 2, 0, 2, 2]
+    assert [training_job(config, cell).patience for cell in cells] == [2, 2, 0, 2, 2]
 
 
 def test_a_setting_that_no_cell_could_be_trained_with_is_refused_before_any_starts(
@@ -122,13 +121,3 @@ def test_a_setting_that_no_cell_could_be_trained_with_is_refused_before_any_star
     none = replace(config, models=(f"{model_folder}:0",))
     with pytest.raises(ConfigError, match="num_layers must be at least 1, got 0"):
         check_cells(none, plan_cells(none))
-
-
-def test_a_step_that_was_trained_again_counts_once() -> None:
-    log = [
-        {"stage": "sft", "step": 1, "step_s": 2.0},
-        {"stage": "sft", "event": "resumed", "step": 0},
-        {"stage": "sft", "step": 1, "step_s": 3.0},
-        {"stage": "dpo", "step": 1, "step_s": 5.0},
-    ]
-    assert steps_by_stage(log, key="step_s") == {"sft": {1: 3.0}, "dpo": {1: 5.0}}

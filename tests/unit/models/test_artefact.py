@@ -177,6 +177,7 @@ BROKEN = {
     "calibration as text": (_set("calibration", "good"), "broken"),
     "calibration without intercept": (_set("calibration", {"slope": 1.0}), "broken"),
     "calibration of text": (_set("calibration", {"slope": "1", "intercept": 0.0}), "broken"),
+    "calibration beyond numbers": (_set("calibration", {"slope": 10**400, "intercept": 0.0}), "broken"),
     "calibration upside down": (_set("calibration", {"slope": -1.0, "intercept": 0.0}), "slope above 0"),
     "provenance a list": (_set("provenance", []), "value of provenance that is not known"),
     "template a list": (_set("template", ["{query}"]), "value of template that is not known"),
