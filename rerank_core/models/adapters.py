@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.pytorch_utils import Conv1D
 
 from rerank_core.errors import ArtefactError
 from rerank_core.models.build import LOAD_ERRORS, first_line
@@ -58,9 +59,10 @@ def merge_adapter(backbone: nn.Module, folder: Path) -> None:
         weights = load_file(path / WEIGHTS)
         with torch.no_grad():
             for name in sorted(name for name in weights if name.endswith(".lora_A.weight")):
-                module = name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
-                change = weights[name.replace("lora_A", "lora_B")] @ weights[name]
-                backbone.get_submodule(module).weight.add_(scale * change)  # type: ignore[operator]
+                module = backbone.get_submodule(name.removeprefix(PREFIX).removesuffix(".lora_A.weight"))
+                change = weights[name.replace("lora_A", "lora_B")] @ weights[name]  # (outputs, inputs)
+                is_turned = isinstance(module, Conv1D)  # as in GPT-2: weights (inputs, outputs)
+                module.weight.add_(scale * (change.T if is_turned else change))  # type: ignore[operator]
     except (*LOAD_ERRORS, ZeroDivisionError) as error:
         raise ArtefactError(
             f"the adapters in {path} are broken or do not fit the weights ({first_line(error)}); copy the"

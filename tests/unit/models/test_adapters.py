@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2Model
 
 from rerank_core.errors import ArtefactError
 from rerank_core.models.adapters import merge_adapter, save_backbone
@@ -21,11 +22,33 @@ if TYPE_CHECKING:
 RANK = 3
 
 
+@pytest.fixture(scope="session")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny GPT-2, whose layers hold their weights the other way round."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    config = GPT2Config(vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+    GPT2Model(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=["encoder", "causal", "gpt2"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(f"{request.param}_folder")
+    return path
+
+
 @pytest.fixture
 def saved(folder: Path, tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     """Return a folder with kept adapters, and the weights that PEFT's own merge gives."""
-    settings = LoraConfig(r=RANK, lora_alpha=7, lora_dropout=0.0, target_modules="all-linear")
-    backbone: Any = get_peft_model(load_backbone(folder, load_config(folder)), settings)
+    start = load_backbone(folder, load_config(folder))
+    settings = LoraConfig(
+        r=RANK,
+        lora_alpha=7,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        fan_in_fan_out=isinstance(start, GPT2Model),  # else PEFT sets it itself, with a warning
+    )
+    backbone: Any = get_peft_model(start, settings)
     for name, weight in backbone.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3)
@@ -82,7 +105,7 @@ BROKEN = {
     "no weights": lambda folder: (folder / "adapter_model.safetensors").unlink(),
     "weights cut short": lambda folder: (folder / "adapter_model.safetensors").write_text("short"),
     "weights of another size": _weights(str, slice(0, 1)),
-    "weights of unknown layers": _weights(lambda name: name.replace("layer", "nowhere"), slice(None)),
+    "weights of unknown layers": _weights(lambda name: name.replace(".0.", ".9."), slice(None)),
     "half of the weights": _weights(lambda name: name.replace("lora_B", "lora_C"), slice(None)),
 }
 
