@@ -129,12 +129,20 @@ def load_writer_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def save_writer(writer: Writer, folder: Path, *, provenance: Mapping[str, Any]) -> None:
-    """Write a plain model folder with its provenance; it appears whole, and replaces an older one."""
+    """Write a plain model folder with its provenance.
+
+    The folder appears whole or not at all, and replaces an older one.
+    """
+    for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed
+        shutil.rmtree(stale, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    writer.model.save_pretrained(temporary)
-    writer.tokenizer.save_pretrained(temporary)
-    (temporary / PROVENANCE).write_text(json.dumps(dict(provenance), indent=2) + "\n", encoding="utf-8")
+    try:
+        writer.model.save_pretrained(temporary)
+        writer.tokenizer.save_pretrained(temporary)
+        (temporary / PROVENANCE).write_text(json.dumps(dict(provenance), indent=2) + "\n", encoding="utf-8")
+    except BaseException:  # a full disk would stay full of a half-written copy
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     if folder.exists():
         shutil.rmtree(folder)
     temporary.rename(folder)

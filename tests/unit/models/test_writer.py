@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rerank_core.errors import ArtefactError, ConfigError
+from rerank_core.models.artefact import artefact_digest
 from rerank_core.models.tiny import save_tiny_writer
 from rerank_core.models.writer import (
     PROVENANCE,
@@ -131,6 +133,28 @@ def test_what_is_saved_is_a_plain_model_folder_with_its_provenance(writer: Write
     assert AutoTokenizer.from_pretrained(out).chat_template == writer.tokenizer.chat_template
     assert read_provenance(out) == {"stage": "sft"}
     assert not (out / "old").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_half_written_by_a_killed_process_is_swept(writer: Writer, tmp_path: Path) -> None:
+    (tmp_path / ".out.1.tmp").mkdir()
+    (tmp_path / ".other.1.tmp").mkdir()
+    save_writer(writer, tmp_path / "out", provenance={})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.1.tmp", "out"]
+
+
+def test_a_disk_that_fills_up_leaves_the_older_folder_whole(writer: Writer, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    save_writer(writer, out, provenance={})
+    before = artefact_digest(out)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # files end here, as on a full disk
+    try:
+        with pytest.raises(Exception, match=r"(File too large|os error 27)"):
+            save_writer(writer, out, provenance={})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert artefact_digest(out) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
