@@ -8,7 +8,12 @@ from torch.nn import functional
 
 
 def sft_loss(scores: Tensor, targets: Tensor) -> Tensor:
-    """Pointwise regression: mean of (sigmoid(s) - y)².
+    """Pointwise regression on grades: mean of (sigmoid(s) - y)².
+
+    Islam and Zhao (2025, arXiv:2508.18444) regress graded rows so, but do not state the function; this one is
+    our reading. It is 0 where sigmoid(s) = y, to which a target of 0 or 1 only tends, and at most 1. Its
+    gradient by a score, 2 (sigmoid(s) - y) sigmoid(s) sigmoid(-s) / documents, fades where the sigmoid is
+    flat, however wrong the score is there. NaN for no documents.
 
     Args:
         scores: logits, (documents,).
@@ -20,8 +25,10 @@ def sft_loss(scores: Tensor, targets: Tensor) -> Tensor:
 def cross_entropy_loss(scores: Tensor, targets: Tensor) -> Tensor:
     """Pointwise cross-entropy with soft targets: mean of -y log sigmoid(s) - (1 - y) log sigmoid(-s).
 
-    Its gradient by a score is (sigmoid(s) - y) / documents, which does not fade where the sigmoid is flat. At
-    sigmoid(s) = y it is the mean entropy of the targets, not 0, unless they are all 0 or 1.
+    For targets of 0 and 1 it is the loss of a pointwise re-ranker (Nogueira and Cho 2019, arXiv:1901.04085),
+    and not ListNet's cross-entropy over a list (Cao et al. 2007). Its gradient by a score is
+    (sigmoid(s) - y) / documents, which does not fade where the sigmoid is flat. At sigmoid(s) = y it is the
+    mean entropy of the targets, not 0, unless they are all 0 or 1. NaN for no documents.
 
     Args:
         scores: logits, (documents,).
@@ -79,6 +86,10 @@ def softmax_dpo_loss(margin: Tensor, reference_margin: Tensor, *, chosen: Tensor
 
 def contrastive_loss(scores: Tensor, relevant: Tensor) -> Tensor:
     """Softmax cross-entropy of the one relevant document against the others: -log softmax(s)[relevant].
+
+    InfoNCE (van den Oord et al. 2018, arXiv:1807.03748) of one query, with the scores as log f and without a
+    temperature. It is ln n where all n documents score alike, tends to 0 as the relevant one leads, and
+    is 0 for a list of one. The level of the scores stays free.
 
     Args:
         scores: logits of one query's documents, (documents,).

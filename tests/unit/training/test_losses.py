@@ -38,6 +38,12 @@ def test_sft_is_the_squared_error_of_the_sigmoid() -> None:
     assert loss.item() == pytest.approx((0.5**2 + 0.25**2) / 2)
 
 
+def test_the_gradient_of_sft_fades_where_the_sigmoid_is_flat() -> None:
+    scores = torch.tensor([-30.0, math.log(3)], requires_grad=True)
+    found = gradient(sft_loss(scores, torch.tensor([1.0, 0.25])), scores)
+    assert found == pytest.approx([0.0, (0.75 - 0.25) * 0.75 * 0.25], abs=1e-7)
+
+
 def test_cross_entropy_is_that_of_two_bernoullis() -> None:
     loss = cross_entropy_loss(torch.tensor([math.log(3), 0.0]), torch.tensor([0.4, 1.0]))
     of_first = -0.4 * math.log(0.75) - 0.6 * math.log(0.25)
@@ -123,6 +129,14 @@ def test_softmax_dpo_starts_at_the_log_of_the_number_of_documents_compared() -> 
 
 def test_contrastive_loss_of_equal_scores_is_the_log_of_their_number() -> None:
     assert contrastive_loss(torch.zeros(8), torch.tensor(3)).item() == pytest.approx(math.log(8))
+
+
+def test_contrastive_loss_counts_leads_alone_and_is_0_without_rivals() -> None:
+    scores = torch.tensor([1.5, -0.5, 0.25])
+    expected = math.log(math.exp(1.25) + math.exp(-0.75) + 1)
+    assert contrastive_loss(scores, torch.tensor(2)).item() == pytest.approx(expected)
+    assert contrastive_loss(scores + 7, torch.tensor(2)).item() == pytest.approx(expected)
+    assert contrastive_loss(scores[:1], torch.tensor(0)).item() == 0.0
 
 
 def plackett_luce_probability(scores: list[float], order: tuple[int, ...]) -> float:
