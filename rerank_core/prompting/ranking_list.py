@@ -52,30 +52,17 @@ def render_query_prompt(
         DataError: a document's id cannot stand in a line.
     """
     tokens = tuple(special_tokens)
-    request = render(
-        load_template("rank_for_query"), {"query": neutralise(query.text, special_tokens=tokens)}
-    )
-    return _render_prompt(request, documents, max_words=max_words, special_tokens=tokens)
-
-
-def render_history_prompt(
-    history: Sequence[Document],
-    documents: Sequence[Document],
-    *,
-    max_words: int,
-    special_tokens: Iterable[str] = (),
-) -> str:
-    """Ask for the order in which documents suit a person, from what the person liked so far, oldest first.
-
-    Raises:
-        DataError: a document's id cannot stand in a line.
-    """
-    tokens = tuple(special_tokens)
-    liked = [
-        neutralise(first_words(document, max_words=max_words), special_tokens=tokens) for document in history
+    lines = [
+        f"{_checked_id(document.doc_id, tokens)}:"
+        f" {neutralise(first_words(document, max_words=max_words), special_tokens=tokens)}"
+        for document in documents
     ]
-    request = render(load_template("rank_for_history"), {"history": "\n".join(liked)})
-    return _render_prompt(request, documents, max_words=max_words, special_tokens=tokens)
+    slots = {
+        "query": neutralise(query.text, special_tokens=tokens),
+        "candidates": "\n".join(lines),
+        "num_candidates": str(len(documents)),
+    }
+    return render(load_template("rank"), slots)
 
 
 def render_ranking(doc_ids: Sequence[str], reasons: Mapping[str, str]) -> str:
@@ -115,22 +102,6 @@ def first_words(document: Document, *, max_words: int) -> str:
     """Return what a prompt shows of a document: its content up to the end of word `max_words`."""
     found = words(document.content)
     return document.content[: found[max_words - 1].end] if len(found) > max_words else document.content
-
-
-def _render_prompt(
-    request: str, documents: Sequence[Document], *, max_words: int, special_tokens: tuple[str, ...]
-) -> str:
-    lines = [
-        f"{_checked_id(document.doc_id, special_tokens)}:"
-        f" {neutralise(first_words(document, max_words=max_words), special_tokens=special_tokens)}"
-        for document in documents
-    ]
-    slots = {
-        "request": request,
-        "candidates": "\n".join(lines),
-        "num_candidates": str(len(documents)),
-    }
-    return render(load_template("rank"), slots)
 
 
 def _checked_id(doc_id: str, special_tokens: tuple[str, ...]) -> str:

@@ -13,7 +13,6 @@ from rerank_core.prompting.parse import MAX_ANSWER_CHARS
 from rerank_core.prompting.ranking_list import (
     first_words,
     parse_ranking,
-    render_history_prompt,
     render_query_prompt,
     render_ranking,
 )
@@ -168,17 +167,6 @@ def test_a_prompt_names_the_query_and_every_candidate_in_the_order_given() -> No
 def test_the_example_line_of_the_prompt_is_one_that_is_understood() -> None:
     example = render_query_prompt(Query("q", "ice"), DOCUMENTS, max_words=9).splitlines()[-1]
     assert parse_ranking(example, ("id",)).reasons == {"id": "reason"}
-
-
-def test_a_history_is_listed_oldest_first() -> None:
-    prompt = render_history_prompt([Document("h2", "Alien"), Document("h1", "Heat")], DOCUMENTS, max_words=9)
-    assert prompt.splitlines()[:4] == ["What a person liked so far, oldest first:", "Alien", "Heat", ""]
-
-
-def test_both_prompts_ask_for_the_order_in_the_same_words() -> None:
-    for_query = render_query_prompt(Query("q", "ice"), DOCUMENTS, max_words=9)
-    for_history = render_history_prompt(DOCUMENTS, DOCUMENTS, max_words=9)
-    assert for_query.partition("Candidates:")[2] == for_history.partition("Candidates:")[2]
 
 
 def test_a_document_is_shown_up_to_its_last_allowed_word() -> None:
