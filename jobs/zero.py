@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-ZeroStage = Literal[0, 1, 2, 3]
+if TYPE_CHECKING:
+    from rerank_core.models.memory import ZeroStage
 
 
 def zero_config(stage: ZeroStage, *, bf16: bool, offload_optimizer: bool) -> dict[str, Any]:

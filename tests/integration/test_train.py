@@ -21,10 +21,10 @@ from jobs.prepare import run_prepare
 from jobs.score import run_score
 from jobs.train import read_log, run_train
 from jobs.training_config import DpoConfig, RewardModelConfig, SftConfig, TrainJob
-from jobs.zero import ZeroStage
 from rerank_core.errors import JobError
 from rerank_core.formats import read_candidates, read_documents, read_queries, read_run
 from rerank_core.models.artefact import artefact_digest, load_artefact, read_spec
+from rerank_core.models.memory import ZeroStage
 from rerank_core.models.tiny import save_tiny_causal, save_tiny_encoder
 from rerank_core.ranking.contract import is_permutation
 

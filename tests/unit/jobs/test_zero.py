@@ -7,7 +7,8 @@ from typing import get_args
 
 import pytest
 
-from jobs.zero import ZeroStage, zero_config
+from jobs.zero import zero_config
+from rerank_core.models.memory import ZeroStage
 
 
 @pytest.mark.parametrize("stage", get_args(ZeroStage))
