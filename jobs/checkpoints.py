@@ -12,9 +12,18 @@ import transformers
 
 from jobs.manifest import file_digest
 from jobs.objective_trainer import HELD_OUT_NDCG, append_line, gathered
+from rerank_core.errors import JobError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from jobs.stage import Worker
+
+EARLIEST_BEST = "earliest_best"
+"""Name of the number that the best checkpoint has most of: its held-out NDCG, less `EPOCH_COST` per epoch."""
+
+EPOCH_COST = 1e-9
+"""So little that it only decides between equals: of those Ray Train keeps the latest, and we the earliest."""
 
 
 class CheckpointReport(transformers.TrainerCallback):
@@ -29,12 +38,18 @@ class CheckpointReport(transformers.TrainerCallback):
 
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         write_digests(folder, rank=self._worker.rank)
-        metrics = {"step": state.global_step, "epoch": state.epoch}
-        values = [entry[HELD_OUT_NDCG] for entry in state.log_history if HELD_OUT_NDCG in entry]
-        if values:
-            metrics[HELD_OUT_NDCG] = values[-1]
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
+        checkpoint = ray.train.Checkpoint.from_directory(str(folder))
+        ray.train.report(checkpoint_metrics(state), checkpoint=checkpoint)
         shutil.rmtree(folder)
+
+
+def checkpoint_metrics(state: transformers.TrainerState) -> dict[str, float]:
+    """Return what Ray Train is told of a checkpoint; its NDCG is the last one measured, if any was."""
+    metrics = {"step": state.global_step, "epoch": state.epoch}
+    values = [entry[HELD_OUT_NDCG] for entry in state.log_history if HELD_OUT_NDCG in entry]
+    if not values:
+        return metrics
+    return metrics | {HELD_OUT_NDCG: values[-1], EARLIEST_BEST: values[-1] - EPOCH_COST * state.epoch}
 
 
 def write_digests(folder: Path, *, rank: int) -> None:
@@ -79,27 +94,59 @@ def train_or_resume(trainer: transformers.Trainer, *, log: Path, stage: str, wor
 def newest_intact_checkpoint(log: Path, *, stage: str, worker: Worker, stack: ExitStack) -> Path | None:
     """Return the folder of the newest checkpoint whose files are all as they were written, None without one.
 
-    Every worker checks the part it wrote and all agree. A damaged checkpoint is passed over with a line in
-    the log. The folder lasts as long as `stack`.
+    Every worker checks the part it wrote and all agree, as in `first_intact`.
     """
-    for reported in sorted(_reported(), key=_step, reverse=True):
+    found = first_intact(newest_first(_reported()), log, stage=stage, worker=worker, stack=stack)
+    return None if found is None else found[1]
+
+
+def best_checkpoint(log: Path, *, stage: str, worker: Worker, stack: ExitStack) -> tuple[int, Path]:
+    """Return step and folder of the intact checkpoint with the best held-out NDCG, the earliest of equals.
+
+    Every worker checks the part it wrote and all agree, as in `first_intact`.
+
+    Raises:
+        JobError: all are damaged.
+    """
+    found = first_intact(best_first(_reported()), log, stage=stage, worker=worker, stack=stack)
+    if found is None:
+        raise JobError(f"every checkpoint of {stage!r} is damaged; look at the disk, run the command again")
+    return found
+
+
+def newest_first(reported: Sequence[Any]) -> list[Any]:
+    """Return checkpoints, in Ray Train's order, by falling step; of one step the last reported first.
+
+    A step is reported again where its checkpoint was damaged and training went on from the one before.
+    """
+    return sorted(reversed(reported), key=_step, reverse=True)
+
+
+def best_first(reported: Sequence[Any]) -> list[Any]:
+    """Return checkpoints, in Ray Train's order, by falling `EARLIEST_BEST`; of one step as `newest_first`."""
+    return sorted(reversed(reported), key=lambda one: one.metrics[EARLIEST_BEST], reverse=True)
+
+
+def first_intact(
+    checkpoints: Iterable[Any], log: Path, *, stage: str, worker: Worker, stack: ExitStack
+) -> tuple[int, Path] | None:
+    """Return step and folder of the first checkpoint that all workers find as they wrote it, None without.
+
+    Those passed over get a line in the log. The folders last as long as `stack`.
+    """
+    for reported in checkpoints:
         folder = Path(stack.enter_context(reported.checkpoint.as_directory()))
         faults = [fault for fault in gathered(find_fault(folder, rank=worker.rank), worker=worker) if fault]
         if not faults:
-            return folder
+            return _step(reported), folder
         if worker.rank == 0:
             line = {"stage": stage, "event": "damaged checkpoint", "step": _step(reported)}
             append_line(log, line | {"reason": faults[0]})
     return None
 
 
-def best_checkpoint(*, stack: ExitStack) -> tuple[int, Path]:
-    """Return step and folder of the checkpoint with the best held-out NDCG, the earliest of equals."""
-    best = min(_reported(), key=lambda reported: (-reported.metrics[HELD_OUT_NDCG], _step(reported)))
-    return _step(best), Path(stack.enter_context(best.checkpoint.as_directory()))
-
-
 def _reported() -> list[Any]:
+    """Return the checkpoints that Ray Train has, by rising score; of equals the first reported is first."""
     import ray.train
 
     mode = ray.train.CheckpointConsistencyMode.COMMITTED

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
+from ray.train import Checkpoint
+from ray.train.v2.api.reported_checkpoint import ReportedCheckpoint, ReportedCheckpointStatus
+from transformers import TrainerState
 
-from jobs.checkpoints import find_fault, write_digests
+from jobs.checkpoints import (
+    best_first,
+    checkpoint_metrics,
+    find_fault,
+    first_intact,
+    newest_first,
+    write_digests,
+)
+from jobs.objective_trainer import HELD_OUT_NDCG
+from jobs.stage import Worker
+from jobs.train import read_log
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,3 +55,53 @@ def test_a_damaged_file_is_named(checkpoint: Path, damage: str) -> None:
     fault = find_fault(checkpoint, rank=0)
     assert fault is not None
     assert str(path) in fault
+
+
+# --- the choice among several
+
+
+def reported(folder: Path, epoch: int, ndcg: float) -> ReportedCheckpoint:
+    """Return what Ray Train has after an epoch of ten steps."""
+    folder.mkdir()
+    (folder / "weights").write_text(folder.name)
+    write_digests(folder, rank=0)
+    history = [{HELD_OUT_NDCG: 0.0}, {HELD_OUT_NDCG: ndcg}, {"loss": 1.0}]
+    state = TrainerState(global_step=10 * epoch, epoch=float(epoch), log_history=history)
+    checkpoint = Checkpoint.from_directory(str(folder))
+    return ReportedCheckpoint(checkpoint, checkpoint_metrics(state), ReportedCheckpointStatus.COMMITTED)
+
+
+def names(checkpoints: list[ReportedCheckpoint]) -> list[str]:
+    return [one.checkpoint.path.rpartition("/")[2] for one in checkpoints]
+
+
+def test_the_newest_checkpoint_is_that_of_the_last_step_and_of_its_last_report(tmp_path: Path) -> None:
+    given = [reported(tmp_path / name, int(name[0]), 0.5) for name in ("1", "3", "2 damaged", "2 again")]
+    assert names(newest_first(given)) == ["3", "2 again", "2 damaged", "1"]
+
+
+def test_the_best_checkpoint_is_the_earliest_of_equals_and_of_its_last_report(tmp_path: Path) -> None:
+    given = [reported(tmp_path / name, int(name[0]), 0.9) for name in ("4", "2 damaged", "2 again")]
+    given = [reported(tmp_path / "1", 1, 0.5), *given, reported(tmp_path / "500", 500, 0.900001)]
+    assert names(best_first(given)) == ["500", "2 again", "2 damaged", "4", "1"]
+
+
+def test_without_an_ndcg_a_checkpoint_states_its_step_alone() -> None:
+    assert checkpoint_metrics(TrainerState(global_step=7, epoch=1.0)) == {"step": 7, "epoch": 1.0}
+
+
+def test_damaged_checkpoints_are_passed_over_with_a_line_each(tmp_path: Path) -> None:
+    given = [reported(tmp_path / str(epoch), epoch, 0.5) for epoch in (3, 2, 1)]
+    log, worker = tmp_path / "log.jsonl", Worker(rank=0, world=1)
+    for name in ("3", "2"):
+        (tmp_path / name / "weights").write_text("cut")
+    with ExitStack() as stack:
+        assert first_intact(given, log, stage="rm", worker=worker, stack=stack) == (10, tmp_path / "1")
+        assert first_intact(given[:2], log, stage="rm", worker=worker, stack=stack) is None
+    assert [line["step"] for line in read_log(log)] == [30, 20, 30, 20]
+    assert read_log(log)[0] == {
+        "stage": "rm",
+        "event": "damaged checkpoint",
+        "step": 30,
+        "reason": f"{tmp_path / '3' / 'weights'} is not as it was written",
+    }
