@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.leakage import judged, learnt_from, refuse_other_split
 from jobs.manifest import finish_output, folder_digest, opened_output, require_finished
-from jobs.ray_session import Need, num_gpus, ray_session, require
+from jobs.ray_session import Need, num_gpus, ray_session, require, require_shared
 from jobs.train import fit_stage
 from jobs.train_generative_worker import (
     GenerativeTask,
@@ -128,6 +128,8 @@ def check_examples(config: GenerativeTrainJob, model_folder: Path) -> ListExampl
 def _train_stages(config: GenerativeTrainJob, model_folder: Path) -> None:
     gpus = 1.0 if num_gpus() else 0.0  # two workers cannot train on one GPU
     require(Need(num_workers=config.num_workers, gpus=gpus))
+    require_shared(config.prepared)
+    require_shared(config.output)
     start = model_folder
     for name in config.objectives:
         folder = config.output / name

@@ -198,7 +198,7 @@ def training_arguments(task: GenerativeTask, *, num_examples: int, world: int) -
         "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
         "save_strategy": "epoch",
         "save_total_limit": 1,
-        "save_on_each_node": True,
+        "save_on_each_node": False,  # Ray Train merges the parts: what all share, one worker adds
         "seed": job.seed,
         "bf16": job.precision == "bf16",
         "gradient_checkpointing": False,

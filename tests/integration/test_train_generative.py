@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -17,17 +17,14 @@ from jobs.config import PrepareJob
 from jobs.manifest import read_manifest
 from jobs.prepare import run_prepare
 from jobs.train import read_log
-from jobs.train_generative import run_train_generative
+from jobs.train_generative import _train_stages, run_train_generative
 from jobs.training_config import GenerativeTrainJob, NoisySftConfig, RpoConfig
-from rerank_core.errors import OutputConflictError
+from rerank_core.errors import OutputConflictError, ResourceError
 from rerank_core.formats import read_documents
 from rerank_core.models.artefact import artefact_digest
 from rerank_core.models.tiny import save_tiny_writer
 from rerank_core.models.writer import load_writer, read_provenance
 from rerank_core.testing import planted_world
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -82,6 +79,15 @@ def test_two_workers_train_both_stages_once(job: GenerativeTrainJob, ray_instanc
     assert log.read_bytes() == before
     with pytest.raises(OutputConflictError, match="another setting max_words"):
         run_train_generative(replace(job, max_words=29))
+
+
+def test_folders_that_the_workers_do_not_find_are_named_before_training(
+    job: GenerativeTrainJob, ray_instance: None, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    for config in (replace(job, prepared=elsewhere, output=tmp_path), replace(job, output=elsewhere)):
+        with pytest.raises(ResourceError, match=f"do not find {elsewhere}; put inputs and outputs"):
+            _train_stages(config, Path(job.model))
 
 
 @pytest.mark.slow

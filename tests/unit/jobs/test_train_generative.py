@@ -214,6 +214,7 @@ def test_settings_reach_the_trainers(config: GenerativeTrainJob, tmp_path: Path)
     for trainer in (sft, dpo):
         assert (trainer.args.bf16, trainer.args.gradient_checkpointing) == (False, False)
         assert trainer.args.max_length is None
+        assert not trainer.args.save_on_each_node
         assert trainer.args.per_device_train_batch_size == 2
 
 
