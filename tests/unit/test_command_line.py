@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import whyrank
-from jobs.recipes import RECIPES
-from jobs.training_config import TrainJob
+from jobs.recipes import RECIPES, comparison_of
+from jobs.training_config import CompareJob, TrainJob
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,6 +89,26 @@ def test_a_recipe_is_where_single_settings_start_from() -> None:
     config = whyrank.parse(given)
     expected = RECIPES["ppo"](Path("in"), Path("out"))
     assert config == dataclasses.replace(expected, ppo=dataclasses.replace(expected.ppo, clip=0.1))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "objectives"),
+    [("sft", ("sft",)), ("rm", ("rm",)), ("dpo", ("sft", "dpo")), ("ppo", ("sft", "rm", "ppo"))],
+)
+def test_every_method_is_a_recipe_with_the_stages_it_needs(recipe: str, objectives: tuple[str, ...]) -> None:
+    config = whyrank.parse(["train", "--recipe", recipe, "--prepared", "in", "--output", "out"])
+    assert isinstance(config, TrainJob)
+    assert config.objectives == objectives
+    assert (config.model, config.zero_stage, config.num_workers) == ("minilm", 2, 2)
+
+
+def test_a_comparison_starts_from_a_recipe_and_takes_models_and_seeds() -> None:
+    given = "compare --recipe small_cpu --models minilm smollm2:4 --seeds 0 1 --prepared in --output out"
+    config = whyrank.parse(shlex.split(given))
+    expected = comparison_of(RECIPES["small_cpu"](Path("in"), Path("out")))
+    assert isinstance(config, CompareJob)
+    assert config == dataclasses.replace(expected, models=("minilm", "smollm2:4"), seeds=(0, 1))
+    assert config.dpo.learning_rate == 1e-5
 
 
 def test_a_recipe_can_be_estimated_before_it_is_run() -> None:
