@@ -236,7 +236,7 @@ def training_arguments(
         eval_strategy="epoch" if can_be_watched else "no",
         save_strategy="epoch",
         save_total_limit=1,
-        save_on_each_node=True,
+        save_on_each_node=False,  # Ray Train merges the parts: what all share, one worker adds
         seed=task.seed,
         bf16=task.bf16,
         use_cpu=not torch.cuda.is_available(),

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from jobs.training_config import Objective, StageConfig
-    from jobs.zero import ZeroStage
+    from rerank_core.models.memory import ZeroStage
     from rerank_core.records import Document, GradedCandidate, Query
 
 FROZEN_SCORES = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("score", pa.float64())])

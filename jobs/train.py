@@ -12,6 +12,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.checkpoints import EARLIEST_BEST
 from jobs.leakage import judged, learnt_from, refuse_other_split
 from jobs.manifest import (
     file_digest,
@@ -215,7 +216,7 @@ def _train_stages(config: TrainJob, model_folder: Path) -> None:
     require(Need(num_workers=config.num_workers, gpus=gpus))
     require_shared(config.prepared)
     require_shared(config.output)
-    best_by = HELD_OUT_NDCG if config.patience else None
+    best_by = EARLIEST_BEST if config.patience else None
     for name, settings in stages(config):
         artefact = config.output / name
         if not artefact.exists():

@@ -219,7 +219,7 @@ def trained_scorer(
 
 def _return_to_best(trainer: ObjectiveTrainer, task: StageTask, *, worker: Worker, stack: ExitStack) -> None:
     """Load the weights of the epoch with the best held-out NDCG, where it is not the last."""
-    step, best = best_checkpoint(stack=stack)
+    step, best = best_checkpoint(Path(task.log), stage=task.name, worker=worker, stack=stack)
     if step != trainer.state.global_step:
         deepspeed_load_checkpoint(trainer.model_wrapped, str(best))
     if worker.rank == 0:

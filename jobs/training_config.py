@@ -185,7 +185,8 @@ class TrainJob(ScorerTraining):
     num_layers: int | None = None
     """Keep only the first layers of the model (for small machines)."""
     objectives: tuple[Objective, ...] = ("sft", "dpo")
-    """The objectives in order; each starts from the one before. None at all writes the untrained scorer."""
+    """The objectives in order: SFT and the reward model start from the model or its warm-up, DPO and PPO from
+    SFT. None at all writes the untrained scorer."""
     warmup: StageConfig = StageConfig(num_epochs=1)
     """Settings of the warm-up: titles of the corpus as queries, their texts as answers; uses no judgement."""
     lora_export: Literal["merged", "adapter"] = "merged"
