@@ -53,6 +53,7 @@ from jobs.run_folders import (
 )
 from rerank_core.data.splits import members
 from rerank_core.evaluation.baselines import (
+    expert_rankings,
     first_stage_rankings,
     floor_rankings,
     ideal_rankings,
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("whyrank.compare")
 
 NUM_RANDOM_ORDERS = 10
+NUM_EXPERT_ORDERS = 5
 BEFORE_MODELS = ("floor", "random", FIRST_STAGE)
 """The rows of a table that stand above those of the models; the ideal stands below."""
 
@@ -190,15 +192,16 @@ def _compared_settings(config: CompareJob) -> dict[str, Any]:
 
 def show_comparison(comparison: Comparison, *, console: Console) -> None:
     """Print the means of both tables; the page has the intervals."""
-    columns = [*PREFERENCE_METRICS, *RANKING_METRICS]
-    title = f"{comparison.num_queries} test queries of {comparison.collection}, {len(comparison.seeds)} seeds"
-    table = Table(title=escape(title), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("model", "method", *(LABELS[column].replace(" ", "\n") for column in columns)):
-        table.add_column(name, no_wrap=True)
-    for row in comparison.rows:
-        means = [f"{row.values[name].mean:.3f}" if name in row.values else "–" for name in columns]
-        table.add_row(escape(row.model), escape(row.method), *means)
-    console.print(table)
+    seeds = "one seed" if len(comparison.seeds) == 1 else f"{len(comparison.seeds)} seeds"
+    title = f"{comparison.num_queries} test queries of {comparison.collection}, {seeds}"
+    for columns in (PREFERENCE_METRICS, RANKING_METRICS):
+        table = Table(title=escape(title), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fits 80 columns
+        for name in ("model", "method", *(LABELS[column].replace(" ", "\n") for column in columns)):
+            table.add_column(name, no_wrap=True)
+        for row in comparison.rows:
+            means = [f"{row.values[name].mean:.3f}" if name in row.values else "–" for name in columns]
+            table.add_row(escape(row.model), escape(row.method), *means)
+        console.print(table)
 
 
 def _measure(config: CompareJob, cells: Sequence[Cell]) -> _Measured:
@@ -269,10 +272,13 @@ def _text_values(config: CompareJob, measured: _Measured) -> dict[str, dict[str,
         for candidate in found
     }
     runs = [Run(_run_name(*key), rankings) for key, rankings in measured.runs.items()]
-    expert = measured.runs["", "ideal", 0]
+    experts = [
+        expert_rankings(measured.candidates, measured.prepared.qrels, rng=np.random.default_rng(order))
+        for order in range(NUM_EXPERT_ORDERS)
+    ]
     return text_values(
         runs,
-        expert,
+        experts,
         documents=documents,
         embedder=load_embedder(config.text_model),
         depth=config.text_depth,

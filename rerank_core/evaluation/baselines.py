@@ -32,14 +32,27 @@ def ideal_rankings(candidates: Mapping[str, Sequence[Candidate]], qrels: Qrels) 
 
     Its NDCG is below 1 where the first stage missed a relevant document: no reranker can do better.
     """
-    rankings = {}
-    for query_id, ranking in first_stage_rankings(candidates).items():
-        grades = qrels[query_id]
-        doc_ids = sorted(ranking.doc_ids, key=lambda doc_id: -grades.get(doc_id, 0))  # stable
-        rankings[query_id] = Ranking(
-            query_id, tuple(doc_ids), tuple(float(grades.get(d, 0)) for d in doc_ids)
-        )
-    return rankings
+    return {
+        query_id: _by_grade(query_id, ranking.doc_ids, grades=qrels[query_id])
+        for query_id, ranking in first_stage_rankings(candidates).items()
+    }
+
+
+def _by_grade(query_id: str, doc_ids: Sequence[str], *, grades: Mapping[str, int]) -> Ranking:
+    """Return documents by falling grade, those of one grade as they stand; a score is a grade."""
+    ordered = sorted(doc_ids, key=lambda doc_id: -grades.get(doc_id, 0))  # stable
+    return Ranking(query_id, tuple(ordered), tuple(float(grades.get(d, 0)) for d in ordered))
+
+
+def expert_rankings(
+    candidates: Mapping[str, Sequence[Candidate]], qrels: Qrels, *, rng: np.random.Generator
+) -> dict[str, Ranking]:
+    """Return a best order of each query's candidates: by grade, equal grades in random order."""
+    shuffled = random_rankings(candidates, rng=rng)
+    return {
+        query_id: _by_grade(query_id, ranking.doc_ids, grades=qrels[query_id])
+        for query_id, ranking in shuffled.items()
+    }
 
 
 def floor_rankings(candidates: Mapping[str, Sequence[Candidate]], qrels: Qrels) -> dict[str, Ranking]:

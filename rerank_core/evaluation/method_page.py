@@ -162,10 +162,10 @@ def _about_preferences(comparison: Comparison) -> str:
 def _about_rankings(comparison: Comparison) -> str:
     return (
         f"NDCG has the gain {GAIN.replace('-', '−')} over all judged documents. The text metrics compare, at"
-        f" each of the first {comparison.text_depth} ranks, the document with the expert's (ideal order,"
-        f" equal grades as the first stage has them); vectors are those of {comparison.text_model}. Documents"
-        " of one collection resemble each other in any order: read every column between floor, random and"
-        " ideal."
+        f" each of the first {comparison.text_depth} ranks, the document with the expert's (by grade;"
+        " equal grades in random order, the mean over several such orders, hence an ideal row below 1); the"
+        f" vectors are those of {comparison.text_model}. Documents of one collection resemble each other"
+        " in any order: read every column between floor, random and ideal."
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from matplotlib.ticker import MaxNLocator
+
 from rerank_core.evaluation.pictures import clear_axes, drawable, new_figure
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ def draw_learning_curves(
         axes.plot(
             curve.steps, curve.values, label=label, linewidth=1.4, markersize=3.5, **looks[curve.method]
         )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(axes, style)
     return figure
 

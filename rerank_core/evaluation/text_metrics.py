@@ -31,7 +31,7 @@ _SENTENCE_BLEU = BLEU(effective_order=True)
 
 def text_values(
     runs: Sequence[Run],
-    expert: Mapping[str, Ranking],
+    experts: Sequence[Mapping[str, Ranking]],
     *,
     documents: Mapping[str, Document],
     embedder: Embedder,
@@ -43,26 +43,30 @@ def text_values(
     the reference. The metrics are `TEXT_METRICS`, from 0 (cosine and BERTScore may fall below) to 1 for the
     same text. A ranking shorter than `depth` is compared whole; an empty one has the value 0.
 
-    Documents about one subject resemble each other in any order, so a value says little by itself: pass the
-    ideal rankings (1 everywhere), the floor's and some in random order among `runs`
-    (`rerank_core.evaluation.baselines`), and read the others between them. Equal grades stand in the expert's
-    order as given: a run may lose by an order that the expert did not mean. Runs measured together share the
-    comparisons of equal documents.
+    Grades that are equal leave the expert's order open, and one order alone would favour the run that happens
+    to share it: `experts` are several that are equally good (`rerank_core.evaluation.baselines`), and the
+    value is the mean over them. Documents about one subject resemble each other in any order, so a value says
+    little by itself: pass the ideal rankings, the floor's and some in random order among `runs`, and read the
+    others between them. Runs measured together share the comparisons of equal documents.
 
     Raises:
-        DataError: a run has another run's name, or does not rank the expert's queries and documents.
+        DataError: a run has another run's name, or does not rank an expert's queries and documents.
     """
     values: dict[str, dict[str, QueryValues]] = {}
     for run in runs:
-        _check_same_documents(run, expert)
+        for expert in experts:
+            _check_same_documents(run, expert)
         if run.name in values:
             raise DataError(f"two runs are named {run.name!r}; give each a name of its own")
         values[run.name] = {metric: {} for metric in TEXT_METRICS}
-    for query_id, reference in expert.items():
+    for query_id in experts[0]:
+        references = [expert[query_id].doc_ids[:depth] for expert in experts]
         pairs_by_run = {
-            run.name: list(
-                zip(reference.doc_ids[:depth], run.rankings[query_id].doc_ids[:depth], strict=True)
-            )
+            run.name: [
+                pair
+                for reference in references
+                for pair in zip(reference, run.rankings[query_id].doc_ids[:depth], strict=True)
+            ]
             for run in runs
         }
         distinct = sorted({pair for pairs in pairs_by_run.values() for pair in pairs})

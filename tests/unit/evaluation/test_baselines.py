@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rerank_core.evaluation.baselines import (
+    expert_rankings,
     first_stage_rankings,
     floor_rankings,
     ideal_rankings,
@@ -31,6 +32,15 @@ QRELS = {"q": {"a": 1, "c": 2, "missed": 3}}
 
 def test_the_first_stage_is_ranked_by_its_own_rank() -> None:
     assert first_stage_rankings(CANDIDATES) == {"q": Ranking("q", ("a", "b", "c"), (3.0, 2.0, 1.0))}
+
+
+def test_the_expert_orders_candidates_by_grade_and_equal_grades_in_any_order(
+    rng: np.random.Generator,
+) -> None:
+    qrels = {"q": {"c": 2}}  # a and b are equal
+    orders = Counter(expert_rankings(CANDIDATES, qrels, rng=rng)["q"].doc_ids for _ in range(200))
+    assert set(orders) == {("c", "a", "b"), ("c", "b", "a")}
+    assert min(orders.values()) > 60
 
 
 def test_the_ideal_orders_candidates_by_grade_and_the_floor_reverses_it() -> None:

@@ -61,7 +61,7 @@ def ranking(doc_ids: str) -> Ranking:
 def compared(doc_ids: str, expert: str, *, depth: int = 10) -> dict[str, float]:
     runs = [Run("mine", {"q": ranking(doc_ids)})]
     found = text_values(
-        runs, {"q": ranking(expert)}, documents=DOCUMENTS, embedder=WordEmbedder(), depth=depth
+        runs, [{"q": ranking(expert)}], documents=DOCUMENTS, embedder=WordEmbedder(), depth=depth
     )
     return {metric: by_query["q"] for metric, by_query in found["mine"].items()}
 
@@ -156,7 +156,7 @@ def test_the_experts_text_is_the_reference() -> None:
 def test_titles_are_part_of_the_texts() -> None:
     documents = {"a": Document("a", "sea", title="ice"), "b": Document("b", "sea", title="snow")}
     runs = [Run("mine", {"q": ranking("ba")})]
-    found = text_values(runs, {"q": ranking("ab")}, documents=documents, embedder=WordEmbedder(), depth=1)
+    found = text_values(runs, [{"q": ranking("ab")}], documents=documents, embedder=WordEmbedder(), depth=1)
     assert found["mine"]["rouge_l"]["q"] == pytest.approx(0.5)
 
 
@@ -170,11 +170,22 @@ def test_floor_random_and_ideal_are_runs_like_any_other(rng: np.random.Generator
         *(Run(f"random-{n}", random_rankings(candidates, rng=rng)) for n in range(60)),
     ]
     embedder = WordEmbedder()
-    values = text_values(runs, ideal, documents=DOCUMENTS, embedder=embedder, depth=10)
+    values = text_values(runs, [ideal], documents=DOCUMENTS, embedder=embedder, depth=10)
     assert embedder.num_texts == 4  # each document once, however many runs
     for metric in TEXT_METRICS:
         random = np.mean([values[f"random-{n}"][metric]["q"] for n in range(60)])
         assert values["floor"][metric]["q"] < random < values["ideal"][metric]["q"]
+
+
+def test_where_several_orders_are_equally_good_the_value_is_the_mean_over_them() -> None:
+    runs = [Run("mine", {"q": ranking("abcd")})]
+    experts = [{"q": ranking(order)} for order in ("abdc", "bacd")]
+    embedder = WordEmbedder()
+    found = text_values(runs, experts, documents=DOCUMENTS, embedder=embedder, depth=3)["mine"]
+    apart = [compared("abcd", order, depth=3) for order in ("abdc", "bacd")]
+    assert embedder.num_texts == 4
+    for metric in TEXT_METRICS:
+        assert found[metric]["q"] == pytest.approx(np.mean([values[metric] for values in apart]))
 
 
 def test_an_empty_ranking_has_the_value_0() -> None:
@@ -193,4 +204,4 @@ def test_runs_that_cannot_be_compared_are_refused_by_name() -> None:
         ([Run("mine", expert), Run("mine", expert)], "two runs are named 'mine'"),
     ):
         with pytest.raises(DataError, match=re.escape(problem)):
-            text_values(runs, expert, documents=DOCUMENTS, embedder=WordEmbedder(), depth=5)
+            text_values(runs, [expert], documents=DOCUMENTS, embedder=WordEmbedder(), depth=5)
