@@ -6,6 +6,8 @@ import json
 from typing import get_args
 
 import pytest
+from transformers import BertConfig, BertModel, TrainingArguments
+from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from jobs.zero import zero_config
 from rerank_core.models.memory import ZeroStage
@@ -29,6 +31,17 @@ def test_the_training_arguments_decide_learning_rate_and_batches() -> None:
 def test_sharded_parameters_are_gathered_when_they_are_saved() -> None:
     config = zero_config(3, bf16=True, offload_optimizer=False)
     assert config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
+
+
+def test_what_stays_unsharded_goes_by_the_width_of_the_model() -> None:
+    below: tuple[ZeroStage, ...] = (0, 1, 2)
+    for stage in below:  # there transformers would leave "auto" to DeepSpeed, which takes a number alone
+        zero = zero_config(stage, bf16=False, offload_optimizer=False)["zero_optimization"]
+        assert "stage3_param_persistence_threshold" not in zero
+    deepspeed = HfTrainerDeepSpeedConfig(zero_config(3, bf16=False, offload_optimizer=False))
+    model = BertModel(BertConfig(vocab_size=9, hidden_size=32, num_attention_heads=2, num_hidden_layers=1))
+    deepspeed.trainer_config_finalize(TrainingArguments(use_cpu=True), model, num_training_steps=1)
+    assert deepspeed.get_value("zero_optimization.stage3_param_persistence_threshold") == 10 * 32
 
 
 def test_only_an_offloaded_optimiser_lives_on_the_cpu() -> None:
