@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 MIN_LOGICAL_CPUS = 8
 """Ray Data's stages each hold a logical CPU; with fewer than this a two-core machine would wait for ever."""
 
+LOCAL_TRAINING = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a stage is seen to end so much sooner than after 2 s
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for nothing: no node can be taken away
+}
+"""What Ray Train reads from the environment, where the only node is this machine."""
+
 OBJECT_STORE_BYTES = 512 * 1024**2
 CONNECT_TIMEOUT_S = 5.0
 PROBE_TIMEOUT_S = 120.0
@@ -47,6 +53,8 @@ def ray_session(address: str | None) -> Iterator[None]:
         yield
         return
     if address is None:
+        for name, value in LOCAL_TRAINING.items():
+            os.environ.setdefault(name, value)
         ray.init(
             address="local",  # else Ray would join a cluster that RAY_ADDRESS or an earlier `ray start` names
             num_cpus=max(os.cpu_count() or 1, MIN_LOGICAL_CPUS),

@@ -11,19 +11,17 @@ if TYPE_CHECKING:
 def zero_config(stage: ZeroStage, *, bf16: bool, offload_optimizer: bool) -> dict[str, Any]:
     """Return DeepSpeed's configuration of a ZeRO stage.
 
-    What is "auto" is filled in from the training arguments. Stage 0 replicates everything, 1 shards the
-    optimiser's states, 2 also the gradients, 3 also the parameters, but for those of at most 10 times the
-    model's width, as norms and biases are. Offloading keeps the optimiser's states, and its arithmetic, on
-    the CPU.
+    What is "auto" is filled in from the training arguments and the model. Stage 0 replicates everything, 1
+    shards the optimiser's states, 2 also the gradients, 3 also the parameters, but for those of at most 10
+    times the model's width, as norms and biases are. Offloading keeps the optimiser's states, and its
+    arithmetic, on the CPU.
     """
     zero: dict[str, Any] = {
         "stage": stage,
         "contiguous_gradients": True,
         "stage3_gather_16bit_weights_on_model_save": True,  # else only shards could be saved
+        "stage3_param_persistence_threshold": "auto",  # else 1e5 numbers: a small model is never sharded
     }
-    if stage == 3:
-        # DeepSpeed's own threshold is 1e5 numbers, under which every layer of a small model stays unsharded
-        zero["stage3_param_persistence_threshold"] = "auto"
     if offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
     return {

@@ -264,8 +264,10 @@ def test_after_the_driver_is_killed_and_a_checkpoint_damaged_one_worker_repeats_
 
 
 def damage_newest_checkpoint(folder: Path) -> None:
-    newest = max(path for path in folder.glob("checkpoint_*") if path.is_dir())
-    part = next(path for path in sorted(newest.rglob("*optim_states.pt")))
+    """Cut the end off a file of the newest checkpoint that Ray Train knows; it may be copying another."""
+    snapshot = json.loads((folder / "checkpoint_manager_snapshot.json").read_text())
+    newest = folder / snapshot["latest_checkpoint_result"]["checkpoint_dir_name"]
+    part = min(newest.rglob("*optim_states.pt"))
     part.write_bytes(part.read_bytes()[:-100])
 
 
@@ -316,7 +318,7 @@ def test_a_stage_without_progress_on_the_dev_queries_ends_and_keeps_its_best_epo
     (stopped,), (best,) = (events(tmp_path / "out", name) for name in ("stopped early", "best epoch"))
     assert stopped["reason"] == "no better NDCG on the dev queries for 2 epochs"
     assert best["step"] == max(values, key=lambda step: (values[step], -step))
-    assert list(values)[-3] == best["step"]
+    assert sum(step > best["step"] for step in values) == config.patience
     assert len(values) < NUM_EPOCHS
     found = dev_ndcg(tmp_path / "out" / "rm", prepared)
     assert found == pytest.approx(values[best["step"]], abs=1e-6)
@@ -342,7 +344,7 @@ def dev_ndcg(artefact: Path, prepared: Path) -> float:
     return float(np.mean(values))
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1)), 2, 3])
 def test_adapters_train_under_every_zero_stage_and_score_the_same_when_exported(
     stage: ZeroStage, prepared: Path, causal: Path, ray_instance: None, tmp_path: Path
 ) -> None:
