@@ -218,9 +218,9 @@ def _graded_examples(data: TrainingData, encoder: PairEncoder) -> list[RankingEx
 
 def _held_out_examples(data: TrainingData, encoder: PairEncoder) -> list[RankingExample]:
     """Return the fold's dev queries with all their candidates; training never sees their grades."""
-    qrels = read_qrels(data.prepared / "qrels.parquet")
-    max_grade = max((grade for grades in qrels.values() for grade in grades.values()), default=0)
-    return ranking_examples(data.held_out_rows(), [], texts=data.texts, encoder=encoder, max_grade=max_grade)
+    rows = data.held_out_rows()
+    max_grade = max((row.grade for row in [*data.rows(), *rows]), default=0)  # a test grade decides nothing
+    return ranking_examples(rows, [], texts=data.texts, encoder=encoder, max_grade=max_grade)
 
 
 def _reference_scores(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from jobs.checkpoints import EARLIEST_BEST
 from jobs.leakage import judged, learnt_from, refuse_other_split
 from jobs.manifest import (
-    file_digest,
     finish_output,
     folder_digest,
     opened_output,
@@ -104,7 +104,7 @@ def check_inputs(config: TrainJob, model_folder: Path) -> dict[str, str]:
     digests = {
         "train": folder_digest(config.prepared / f"fold-{config.fold}" / "train"),
         **scoring_digests(config.prepared, fold=config.fold),
-        "qrels": file_digest(config.prepared / "qrels.parquet"),
+        "held_out": held_out_digest(config.prepared, fold=config.fold),
     }
     if "ppo" in config.objectives and config.ppo.reward_model is not None:
         digests["reward_model"] = artefact_digest(config.ppo.reward_model)
@@ -173,6 +173,14 @@ def refuse_nothing_to_learn(config: TrainJob) -> None:
             f"{config.prepared}: no candidate of a dev query of fold {config.fold} has a grade above 0, so no"
             " epoch can be chosen; leave --patience at 0, or prepare with more --eval-candidates"
         )
+
+
+def held_out_digest(prepared: Path, *, fold: int) -> str:
+    """Return a digest of the dev queries' graded candidates, which no grade of a test query changes."""
+    documents = read_documents(prepared / "corpus.parquet")
+    rows = held_out_rows(prepared, fold=fold, documents=documents)
+    content = json.dumps([(row.query_id, row.doc_id, row.grade) for row in rows])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def can_choose_epochs(prepared: Path, *, fold: int) -> bool:

@@ -239,8 +239,8 @@ def stage_calibration(
 ) -> Calibration | None:
     """Return the calibration of a trained scorer, fitted on the candidates of the dev queries.
 
-    Targets are shares of the collection's highest grade. None where it cannot be fitted, with a line in the
-    log; and for the warm-up, which uses no judgement.
+    Targets are shares of the highest grade of the training and dev rows. None where it cannot be fitted, with
+    a line in the log; and for the warm-up, which uses no judgement.
     """
     if task.name == "warmup":
         return None

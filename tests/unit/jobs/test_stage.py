@@ -161,7 +161,7 @@ def test_the_dev_queries_are_held_out_with_the_lists_that_will_be_ranked(
         assert list(example.grades) == [
             qrels[example.query_id].get(candidate.document.doc_id, 0) for candidate in listed
         ]
-        assert example.max_grade == 9  # the collection's, whether or not a dev query has it
+        assert example.max_grade == 9  # of training and dev rows
 
 
 def examples_held_out(task: StageTask, data: TrainingData) -> list[RankingExample]:

@@ -5,13 +5,22 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from jobs.leakage import judged
 from jobs.manifest import read_manifest
 from jobs.objective_trainer import append_line
-from jobs.stage import StageTask, TrainingData, golden_pairs, start_scorer
+from jobs.stage import (
+    StageTask,
+    TrainingData,
+    Worker,
+    golden_pairs,
+    read_training_data,
+    stage_examples,
+    start_scorer,
+)
 from jobs.train import (
     UNTRAINED,
     _task,
@@ -39,6 +48,10 @@ from rerank_core.formats import (
 )
 from rerank_core.models.artefact import artefact_digest, load_artefact, read_spec, save_artefact
 from rerank_core.models.pretrained import resolve_model
+
+if TYPE_CHECKING:
+    from rerank_core.records import Split
+    from rerank_core.training.batching import RankingExample
 
 
 def checked(config: TrainJob) -> dict[str, str]:
@@ -209,6 +222,33 @@ def test_the_artefact_of_the_reward_model_is_an_input(config: TrainJob) -> None:
     judge = config.output / UNTRAINED
     named = replace(config, objectives=("ppo",), ppo=PpoConfig(reward_model=judge))
     assert checked(named)["reward_model"] == artefact_digest(judge)
+
+
+@pytest.mark.parametrize(("split", "is_input"), [("test", False), ("dev", True)])
+def test_a_grade_of_a_test_query_is_no_input_of_training_and_one_of_a_dev_query_is(
+    split: Split, is_input: bool, config: TrainJob, tmp_path: Path
+) -> None:
+    prepared = tmp_path / "prepared"
+    shutil.copytree(config.prepared, prepared)
+    changed = members(read_split(prepared / f"fold-{config.fold}" / "split.parquet"))[split]
+    qrels = read_qrels(prepared / "qrels.parquet")
+    graded = {q: {d: 27 if q in changed else grade for d, grade in own.items()} for q, own in qrels.items()}
+    write_table(qrels_table(graded), prepared / "qrels.parquet")
+    altered = replace(config, prepared=prepared)
+    assert (checked(altered) != checked(config)) == is_input
+    assert (held_out(altered) != held_out(config)) == is_input
+
+
+def held_out(config: TrainJob) -> list[RankingExample]:
+    """Return what a stage measures NDCG and fits its calibration on."""
+    task = _task(
+        config,
+        name="sft",
+        settings=config.sft,
+        start=str(resolve_model(config.model)),
+        artefact="sft",
+    )
+    return stage_examples(task, read_training_data(task), start_scorer(task), worker=Worker(0, 1)).held_out
 
 
 def test_epochs_cannot_be_chosen_without_a_graded_dev_query(config: TrainJob, tmp_path: Path) -> None:
