@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from dataclasses import dataclass
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -32,6 +31,7 @@ from jobs.shards import (
     plan_shards,
     read_quarantine,
 )
+from rerank_core.attribution.build import build_attributor
 from rerank_core.attribution.contract import check_residual
 from rerank_core.attribution.table import attributions_table
 from rerank_core.errors import ConfigError, JobError, WhyrankError
@@ -40,7 +40,6 @@ from rerank_core.models.artefact import artefact_digest, check_artefact, load_ar
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
-    from typing import Any
 
     from jobs.config import AttributeJob
     from rerank_core.protocols import Attributor
@@ -118,7 +117,7 @@ def _counts_line(result: AttributeResult) -> str:
 
 
 def planned_keys(config: AttributeJob) -> list[Key]:
-    """Return (query_id, doc_id) of the documents to attribute: the top of the run, by rank, then query.
+    """Return (query_id, doc_id) of the documents to attribute: the top of the run, those of a query together.
 
     Raises:
         DataError: an input folder is missing, unfinished or broken.
@@ -136,8 +135,10 @@ def planned_keys(config: AttributeJob) -> list[Key]:
     if not rows:
         raise JobError(f"{config.run} ranks nothing to attribute; see why in {config.run / 'quarantine'}")
     _refuse_other_model(config, {row[3] for row in rows})
-    top = sorted((row for row in rows if row[0] <= config.top_k), key=itemgetter(0, 1))
-    return [(query_id, doc_id) for _, query_id, doc_id, _ in top[: config.max_documents]]
+    top = sorted((row for row in rows if row[0] <= config.top_k), key=itemgetter(0, 1))[
+        : config.max_documents
+    ]
+    return [(query_id, doc_id) for _, query_id, doc_id, _ in sorted(top, key=itemgetter(1, 0))]
 
 
 def _text_digests(config: AttributeJob) -> dict[str, str]:
@@ -179,7 +180,7 @@ def _attribute_pending(config: AttributeJob, keys: Sequence[Key]) -> None:
                 "prepared": str(config.prepared.resolve()),
                 "artefact": str(config.artefact.resolve()),
                 "output": str(config.output.resolve()),
-                "max_evals": config.max_evals,
+                "settings": attributor_settings(config),
                 "seed": config.seed,
             },
             num_workers=config.num_workers,
@@ -191,16 +192,27 @@ def _attribute_pending(config: AttributeJob, keys: Sequence[Key]) -> None:
         )
 
 
+def attributor_settings(config: AttributeJob) -> dict[str, Any]:
+    """Return the arguments of `build_attributor` that a job names."""
+    return {
+        "method": config.method,
+        "max_evals": config.max_evals,
+        "max_error": config.max_error,
+        "leaf": config.leaf,
+    }
+
+
 class AttributeWorker:
     """Attributes the documents of a shard and commits them; built once per actor."""
 
-    def __init__(self, *, prepared: str, artefact: str, output: str, max_evals: int, seed: int) -> None:
-        from rerank_core.attribution.shap_adapter import ShapAttributor  # shap takes seconds to load
-
+    def __init__(
+        self, *, prepared: str, artefact: str, output: str, settings: Mapping[str, Any], seed: int
+    ) -> None:
+        """`settings` are those of `build_attributor`."""
         self._documents = read_documents(Path(prepared) / "corpus.parquet")
         self._queries = read_queries(Path(prepared) / "queries.parquet")
         self._scorer = load_artefact(Path(artefact), device=device_here())
-        self._attributor = ShapAttributor(self._scorer, self._scorer.tokenizer, max_evals=max_evals)
+        self._attributor = build_attributor(self._scorer, **settings)
         self._output = Path(output)
         self._seed = seed
 
@@ -218,19 +230,26 @@ def attribute_pairs(
     """Return the attributions that add up to their scores, and the other pairs with the reason, in order."""
     done: list[Attribution] = []
     quarantined: list[Quarantined] = []
-    for query, document in pairs:
-        own_seed = document_seed(seed, query.query_id, doc_id=document.doc_id)
-        try:
-            (attribution,) = attributor.attribute(query, [document], seed=own_seed)
-            check_residual(attribution)
-        except WhyrankError as error:
-            quarantined.append(Quarantined((query.query_id, document.doc_id), str(error)))
-        else:
-            done.append(attribution)
+    for query, group in groupby(pairs, key=itemgetter(0)):
+        more, failed = _attribute_together(attributor, query, [document for _, document in group], seed=seed)
+        done += more
+        quarantined += failed
     return done, quarantined
 
 
-def document_seed(seed: int, query_id: str, *, doc_id: str) -> int:
-    """Return a document's own seed, in [0, 2**32): the same on any machine, whatever the list."""
-    digest = hashlib.sha256(json.dumps([seed, query_id, doc_id]).encode()).digest()
-    return int.from_bytes(digest[:4], "big")
+def _attribute_together(
+    attributor: Attributor, query: Query, documents: Sequence[Document], *, seed: int
+) -> tuple[list[Attribution], list[Quarantined]]:
+    """Attribute documents of one query; where that fails, halve them, down to the one that is to blame."""
+    try:
+        attributions = attributor.attribute(query, documents, seed=seed)
+        for attribution in attributions:
+            check_residual(attribution)
+    except WhyrankError as error:
+        if len(documents) == 1:
+            return [], [Quarantined((query.query_id, documents[0].doc_id), str(error))]
+        half = len(documents) // 2
+        first = _attribute_together(attributor, query, documents[:half], seed=seed)
+        second = _attribute_together(attributor, query, documents[half:], seed=seed)
+        return first[0] + second[0], first[1] + second[1]
+    return attributions, []

@@ -111,13 +111,15 @@ class ScoreJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttributeJob:
-    """Measure which words of the top documents caused their scores (Owen values on the tokenizer's tree).
+    """Measure which words of the top documents caused their scores: Owen or Shapley values.
 
     Examples:
       whyrank attribute --prepared runs/sample --artefact runs/minilm/dpo --run runs/minilm-run \\
         --output runs/words
       whyrank attribute --prepared runs/sample --artefact runs/minilm/dpo --run runs/minilm-run \\
         --output runs/more-words --top-k 10 --max-evals 2000
+      whyrank attribute --prepared runs/sample --artefact runs/minilm/dpo --run runs/minilm-run \\
+        --output runs/sentences --leaf sentence --method exact
     """
 
     prepared: Path = field(metadata=PLACE)
@@ -132,9 +134,17 @@ class AttributeJob:
     """Documents per query, from rank 1."""
     max_documents: int | None = None
     """At most so many documents over all queries, in the order of rank, then query."""
+    method: Literal["pruned", "partition", "exact", "shap"] = "pruned"
+    """`pruned`: Owen values with the smallest error for the evaluations, and a bound on it. `partition`: the
+    values of shap's Partition explainer, cheaper. `exact`: Shapley values, for at most 16 leaves. `shap`:
+    that explainer itself."""
+    leaf: Literal["token", "word", "sentence", "field"] = "token"
+    """What is switched on and off; tokens are summed into words."""
     max_evals: int = 500
-    """Model evaluations per document."""
-    shard_documents: int = 4
+    """Model evaluations per document, for all methods but `exact`."""
+    max_error: float = 0.0
+    """`pruned` stops sooner where the bound on the length of (values - exact values) is this low."""
+    shard_documents: int = 8
     """Documents in one shard: what is redone after a kill."""
     num_workers: int = field(default=1, metadata=PLACE)
     """Attribution actors."""
@@ -145,8 +155,14 @@ class AttributeJob:
 
     def __post_init__(self) -> None:
         check_setting(self.seed >= 0, f"seed must not be negative, got {self.seed}")
-        for name in ("top_k", "max_evals", "shard_documents", "num_workers"):
+        for name in ("top_k", "shard_documents", "num_workers"):
             check_setting(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        check_setting(self.max_evals >= 2, f"max_evals must be at least 2, got {self.max_evals}")
+        check_setting(self.max_error >= 0, f"max_error must not be negative, got {self.max_error}")
+        check_setting(
+            self.method != "shap" or self.leaf == "token",
+            f"shap knows no {self.leaf} leaves; take --leaf token, or another method",
+        )
         check_setting(
             self.max_documents is None or self.max_documents >= 1, "max_documents must be at least 1"
         )

@@ -37,6 +37,8 @@ from rerank_core.records import (
 )
 
 if TYPE_CHECKING:
+    from rerank_core.attribution.attributor import SearchAttributor
+    from rerank_core.attribution.build import build_attributor
     from rerank_core.attribution.shap_adapter import ShapAttributor
     from rerank_core.data.loading import load_collection
     from rerank_core.data.preferences import preference_pairs
@@ -77,10 +79,12 @@ __all__ = [
     "Retriever",
     "Run",
     "Scorer",
+    "SearchAttributor",
     "ShapAttributor",
     "TextGenerator",
     "Unit",
     "WhyrankError",
+    "build_attributor",
     "evaluate",
     "fuse",
     "load_artefact",
@@ -94,7 +98,9 @@ __all__ = [
 _MODULE_BY_NAME = {
     "Bm25Retriever": "rerank_core.retrieval.bm25",
     "Explainer": "rerank_core.explanation.explain",
+    "SearchAttributor": "rerank_core.attribution.attributor",
     "ShapAttributor": "rerank_core.attribution.shap_adapter",
+    "build_attributor": "rerank_core.attribution.build",
     "evaluate": "rerank_core.evaluation.ranking_metrics",
     "fuse": "rerank_core.ranking.fusion",
     "load_artefact": "rerank_core.models.artefact",

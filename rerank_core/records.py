@@ -86,7 +86,7 @@ class PreferencePair:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What is switched on and off: a word at characters `start` to `end` of the document's title or text."""
+    """What has a value: a word, or a longer part, at characters `start` to `end` of the title or text."""
 
     text: str
     start: int
@@ -109,6 +109,7 @@ class Attribution:
     residual: float
     seed: int
     is_truncated: bool = False  # only the part of the document that the scorer reads has units
+    error: float | None = None  # bound on the length of (values − exact values); None where none is known
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 from shap.explainers import PartitionExplainer
+from shap.maskers import Text
 
-from rerank_core.attribution.contract import AttributableScorer, residual
-from rerank_core.attribution.masking import DocumentMasker
+from rerank_core.attribution.contract import AttributableScorer, check_evals, document_seed, residual
+from rerank_core.attribution.masking import MaskedText, TokenMasker
 from rerank_core.attribution.words import Span, merge_into_words
-from rerank_core.errors import ConfigError, DataError
+from rerank_core.errors import DataError
 from rerank_core.records import Attribution, Document, Query, Unit
 
 if TYPE_CHECKING:
@@ -35,18 +36,17 @@ class ShapAttributor:
     def __init__(
         self, scorer: AttributableScorer, tokenizer: PreTrainedTokenizerBase, *, max_evals: int
     ) -> None:
-        if max_evals < 1:
-            raise ConfigError(f"max_evals must be at least 1, got {max_evals}")
+        check_evals(max_evals)
         self._scorer = scorer
-        self._masker = DocumentMasker(tokenizer)
+        self._masker = ShapMasker(tokenizer)
         self._max_evals = max_evals
 
     def attribute(self, query: Query, documents: Sequence[Document], *, seed: int) -> list[Attribution]:
         """Return one attribution per document, in the order of `documents`, each independent of the others.
 
-        `seed` breaks ties in the order of the search; it lies in [0, 2**32). `num_evals` counts every scored
-        text: those of the search (the bare text, the whole text and at most `max_evals` - 1 more) and the
-        document itself.
+        A document's own seed, made from `seed` and both identifiers, breaks ties in the order of the search.
+        `num_evals` counts every scored text: those of the search (the bare text, the whole text and at most
+        `max_evals` - 1 more) and the document itself.
 
         Raises:
             DataError: the score of a document is not finite.
@@ -67,7 +67,8 @@ class ShapAttributor:
         base_value, units, values = score, tuple[Unit, ...](), tuple[float, ...]()
         if visible.strip():
             spans = self._masker.spans(visible)
-            base_value, token_values = self._token_values(game, spans, visible=visible, seed=seed)
+            own_seed = document_seed(seed, query.query_id, doc_id=document.doc_id)
+            base_value, token_values = self._token_values(game, spans, visible=visible, seed=own_seed)
             units, values = merge_into_words(spans, token_values, document=document, visible=visible)
         return Attribution(
             query_id=query.query_id,
@@ -108,6 +109,32 @@ class ShapAttributor:
         bare = self._masker(np.zeros(len(spans), dtype=np.bool_), visible)[0][0]
         base_value, whole = (float(value) for value in game([bare, visible]))
         return base_value, [whole - base_value if start < end else 0.0 for start, end in spans]
+
+
+class ShapMasker(Text):  # type: ignore[misc]  # shap has no type information
+    """`TokenMasker` as shap asks for it; the tree of tokens is shap's own."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._masker = TokenMasker(tokenizer)
+        self._masked: MaskedText | None = None
+        super().__init__(tokenizer)
+        self.keep_prefix, self.keep_suffix = self._masker.num_before, self._masker.num_after
+
+    def spans(self, s: str) -> list[Span]:
+        """Return the characters of each player, from left to right; an empty span for a special token."""
+        return self._masker.spans(s)
+
+    def token_segments(self, s: str) -> tuple[list[str], list[int]]:
+        """Return the text and the token id of each player; the texts joined are `s`."""
+        players = self._masker.players(s)
+        segments = self._masker.masked(s, [span for span, _ in players]).segments()
+        return segments, [token_id for _, token_id in players]
+
+    def __call__(self, mask: npt.NDArray[np.bool_], s: str) -> tuple[npt.NDArray[np.str_]]:
+        """Return the text that is left of `s` when the players whose mask is False are switched off."""
+        if self._masked is None or self._masked.text != s:
+            self._masked = self._masker.masked(s, self._masker.spans(s))
+        return (np.array([self._masked.left(sum(1 << int(player) for player in mask.nonzero()[0]))]),)
 
 
 class _MaskedDocument:

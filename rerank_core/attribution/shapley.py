@@ -27,7 +27,7 @@ def shapley_values(game: Game, num_players: int) -> list[float]:
     Raises:
         ConfigError: there are more than `MAX_PLAYERS` players.
     """
-    _check_size(num_players)
+    check_size(num_players)
     worth = _worths(game, range(2**num_players), num_players=num_players)
     weights = [
         factorial(size) * factorial(num_players - size - 1) / factorial(num_players)
@@ -54,7 +54,7 @@ def owen_values(game: Game, tree: Tree) -> list[float]:
         ConfigError: there are more than `MAX_PLAYERS` players, or the leaves are not 0 to n − 1.
     """
     players = sorted(_leaves(tree))
-    _check_size(len(players))
+    check_size(len(players))
     if players != list(range(len(players))):
         raise ConfigError(f"the leaves of the tree must be 0 to {len(players) - 1}, once each, got {players}")
     orders = list(_orders(tree))
@@ -77,9 +77,17 @@ def tree_from_linkage(linkage: Sequence[Sequence[float]]) -> Tree:
     return groups[-1]
 
 
-def _check_size(num_players: int) -> None:
+def check_size(num_players: int) -> None:
+    """Refuse a game whose coalitions are too many to list.
+
+    Raises:
+        ConfigError: there are more than `MAX_PLAYERS` players.
+    """
     if num_players > MAX_PLAYERS:
-        raise ConfigError(f"{num_players} players are too many to enumerate; at most {MAX_PLAYERS}")
+        raise ConfigError(
+            f"{num_players} players are too many to enumerate, at most {MAX_PLAYERS}; take larger leaves,"
+            " such as sentences, or an estimate"
+        )
 
 
 def _worths(game: Game, coalitions: Sequence[int], *, num_players: int) -> Mapping[int, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -30,6 +31,7 @@ ATTRIBUTIONS: Columns = {
     "seed": pa.int64(),
     "model_digest": pa.string(),
     "is_truncated": pa.bool_(),
+    "error": pa.float64(),  # NaN where no bound is known
 }
 
 
@@ -51,6 +53,7 @@ def attributions_table(attributions: Iterable[Attribution], *, model_digest: str
             item.seed,
             model_digest,
             item.is_truncated,
+            math.nan if item.error is None else item.error,
         )
         for item in attributions
     ]
@@ -76,6 +79,7 @@ def read_attributions(folder: Path) -> list[Attribution]:
             residual=residual,
             seed=seed,
             is_truncated=is_truncated,
+            error=None if math.isnan(error) else error,
         )
         for (
             query_id,
@@ -89,5 +93,6 @@ def read_attributions(folder: Path) -> list[Attribution]:
             seed,
             _,
             is_truncated,
+            error,
         ) in rows_of(read_shards(folder / "data", ATTRIBUTIONS))
     ]

@@ -34,7 +34,14 @@ def merge_into_words(
     sums = [0.0] * len(found)
     for owner, value in zip(_filled(owners), values, strict=True):
         sums[owner] += value
-    return tuple(_unit(word, document) for word in found), tuple(sums)
+    return units_at([(word.start, word.end) for word in found], document=document, visible=visible), tuple(
+        sums
+    )
+
+
+def units_at(spans: Sequence[Span], *, document: Document, visible: str) -> tuple[Unit, ...]:
+    """Return the units that lie at some characters of `visible`, each within one field of the document."""
+    return tuple(_unit(Word(visible[start:end], start, end), document) for start, end in spans)
 
 
 def _run_of(span: Span, runs: Sequence[Word]) -> int:

@@ -16,7 +16,7 @@ from rerank_core.models.prefix_scorer import can_share_prefix, pack, packed_mask
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
     from rerank_core.records import Document, Query
 
@@ -68,6 +68,14 @@ class PromptFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class EncodedHead:
+    """A query as tokens, with what the template puts before the document."""
+
+    input_ids: tuple[int, ...]
+    is_truncated: bool  # the end of the query was cut
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedPair:
     """A pair as tokens; `document_start` and `document_end` bound the document's tokens."""
 
@@ -96,16 +104,27 @@ class PairEncoder:
 
     def encode(self, query: Query, document: Document) -> EncodedPair:
         """Return the tokens of a pair; a document that is too long is cut at its end."""
-        query_ids = self._text_ids(query.text)
-        head = self._before + query_ids[: self.format.max_query_length] + self._between
-        room = self.format.max_length - len(head) - len(self._after)
-        document_ids = self._text_ids(document.content)
+        return self.joined(self.head(query), self.text_ids(document.content))
+
+    def head(self, query: Query) -> EncodedHead:
+        """Return the tokens that stand before any document of a query."""
+        query_ids = self.text_ids(query.text)
+        limit = self.format.max_query_length
+        return EncodedHead((*self._before, *query_ids[:limit], *self._between), len(query_ids) > limit)
+
+    def joined(self, head: EncodedHead, document_ids: Sequence[int]) -> EncodedPair:
+        """Return the tokens of a pair from those of its query and its document, which is cut to fit."""
+        room = self.format.max_length - len(head.input_ids) - len(self._after)
         return EncodedPair(
-            input_ids=tuple(head + document_ids[:room] + self._after),
-            document_start=len(head),
-            document_end=len(head) + min(room, len(document_ids)),
-            is_truncated=len(query_ids) > self.format.max_query_length or len(document_ids) > room,
+            input_ids=(*head.input_ids, *document_ids[:room], *self._after),
+            document_start=len(head.input_ids),
+            document_end=len(head.input_ids) + min(room, len(document_ids)),
+            is_truncated=head.is_truncated or len(document_ids) > room,
         )
+
+    def text_ids(self, text: str) -> list[int]:
+        """Return the tokens of a query's or a document's text."""
+        return [token_id for token_id, _ in self._text_tokens(text)]
 
     def visible_content(self, query: Query, document: Document) -> str:
         """Return the part of the document's content that the model reads next to this query."""
@@ -125,9 +144,6 @@ class PairEncoder:
             elif name is not None:
                 texts[-1] += special[name]
         return texts
-
-    def _text_ids(self, text: str) -> list[int]:
-        return [token_id for token_id, _ in self._text_tokens(text)]
 
     def _text_tokens(self, text: str) -> list[tuple[int, int]]:
         """Return (id, end character) of a text's tokens.
@@ -213,6 +229,26 @@ class SingleNeuronModel(nn.Module):
             **self._settings,
         ).last_hidden_state  # (rows, length, width)
         scores: Tensor = self.head(hidden.flatten(0, 1)[last_tokens]).squeeze(-1)  # (documents,)
+        return scores
+
+    def forward_cached(
+        self, *, input_ids: Tensor, position_ids: Tensor, may_look: Tensor, cache: Cache
+    ) -> Tensor:
+        """Return the score at each row's last token, (rows,); only where `can_pack`.
+
+        `input_ids` and `position_ids` are (rows, new), left-padded; `cache` knows the tokens before them, and
+        `may_look` says which of all of a row's tokens each new one sees, (rows, new, length).
+        """
+        mask = torch.zeros(may_look.shape, dtype=self.backbone.dtype, device=may_look.device)
+        mask.masked_fill_(~may_look, torch.finfo(mask.dtype).min)
+        hidden = self.backbone(
+            input_ids=input_ids,
+            position_ids=position_ids + self._first_position,
+            attention_mask=mask.unsqueeze(1),
+            past_key_values=cache,
+            **self._settings,
+        ).last_hidden_state  # (rows, new, width)
+        scores: Tensor = self.head(hidden[:, -1]).squeeze(-1)  # (rows,)
         return scores
 
     def batch_scores(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -349,7 +385,8 @@ class LanguageModelScorer:
         device = self.model.head.weight.device
         scores: list[float] = (
             self.model.batch_scores({name: tensor.to(device) for name, tensor in inputs.items()})
-            .float()
+            .cpu()
+            .double()
             .tolist()
         )
         return scores

@@ -10,8 +10,7 @@ from shap.explainers import PartitionExplainer
 from shap.maskers import Text
 from transformers import AutoTokenizer
 
-from rerank_core.attribution.masking import DocumentMasker
-from rerank_core.attribution.shap_adapter import ShapAttributor
+from rerank_core.attribution.shap_adapter import ShapAttributor, ShapMasker
 from rerank_core.attribution.shapley import owen_values, shapley_values, tree_from_linkage
 from rerank_core.attribution.words import merge_into_words
 from rerank_core.models.tiny import tiny_tokenizer
@@ -67,7 +66,7 @@ def _game(scorer, masker, text):
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_up_to_eight_tokens_values_equal_brute_force_owen_values(text, tokenizer):
-    document, scorer, masker = Document("d", text), ChaoticScorer(), DocumentMasker(tokenizer)
+    document, scorer, masker = Document("d", text), ChaoticScorer(), ShapMasker(tokenizer)
     assert sum(start < end for start, end in masker.spans(text)) <= 8
     (attribution,) = ShapAttributor(scorer, tokenizer, max_evals=5000).attribute(QUERY, [document], seed=0)
     num_players = len(masker.spans(text))
@@ -81,7 +80,7 @@ def test_up_to_eight_tokens_values_equal_brute_force_owen_values(text, tokenizer
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_values_of_an_additive_scorer_equal_exact_shapley_values(text, tokenizer):
-    document, masker = Document("d", text), DocumentMasker(tokenizer)
+    document, masker = Document("d", text), ShapMasker(tokenizer)
     scorer = AdditiveScorer({"sea": 1.5, "ice": 2.0, "warm": -1.0, "a": 0.5, "h": -0.25})
     (attribution,) = ShapAttributor(scorer, tokenizer, max_evals=5000).attribute(QUERY, [document], seed=0)
     exact = shapley_values(_game(scorer, masker, text), len(masker.spans(text)))
@@ -105,7 +104,7 @@ def test_longer_texts_have_the_values_that_shap_gives_by_itself(max_evals, token
     np.random.set_state(np.random.RandomState(7).get_state())
     result = stock([text], max_evals=max_evals, silent=True)
     np.random.set_state(state)
-    spans = DocumentMasker(tokenizer).spans(text)
+    spans = ShapMasker(tokenizer).spans(text)
     _, values = merge_into_words(spans, result.values[0], document=document, visible=text)
     assert attribution.base_value == pytest.approx(float(result.base_values[0]), abs=1e-12)
     assert attribution.values == pytest.approx(values, abs=1e-12)

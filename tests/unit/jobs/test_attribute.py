@@ -9,7 +9,7 @@ from jobs.attribute import (
     AttributeResult,
     AttributeWorker,
     attribute_pairs,
-    document_seed,
+    attributor_settings,
     planned_keys,
     run_attribute,
 )
@@ -92,7 +92,7 @@ def _worker(job):
         prepared=str(job.prepared),
         artefact=str(job.artefact),
         output=str(job.output),
-        max_evals=job.max_evals,
+        settings=attributor_settings(job),
         seed=job.seed,
     )
 
@@ -102,12 +102,13 @@ def _with(job, **changes):
     return AttributeJob(**(fields | changes))
 
 
-def test_the_top_documents_are_planned_by_rank_then_query(job):
-    assert planned_keys(job) == [("q1", "d1"), ("q2", "d3"), ("q1", "d2"), ("q2", "d2")]
+def test_the_top_documents_are_planned_query_by_query(job):
+    assert planned_keys(job) == [("q1", "d1"), ("q1", "d2"), ("q2", "d3"), ("q2", "d2")]
 
 
-def test_the_plan_ends_at_the_most_documents_asked_for(job):
-    assert planned_keys(_with(job, max_documents=3)) == [("q1", "d1"), ("q2", "d3"), ("q1", "d2")]
+def test_the_most_documents_asked_for_are_the_first_ones_by_rank(job):
+    assert planned_keys(_with(job, max_documents=3)) == [("q1", "d1"), ("q1", "d2"), ("q2", "d3")]
+    assert planned_keys(_with(job, max_documents=2)) == [("q1", "d1"), ("q2", "d3")]
 
 
 def test_a_run_of_another_model_is_refused_by_both_digests(job, tmp_path):
@@ -154,7 +155,8 @@ def test_a_shard_is_attributed_and_committed(job):
     (score,) = load_artefact(job.artefact).score(QUERIES[0], [DOCUMENTS[0]])
     assert first.score == pytest.approx(score, abs=1e-6)
     assert first.base_value + sum(first.values) == pytest.approx(score, abs=1e-4)
-    assert first.seed == document_seed(job.seed, "q1", doc_id="d1")
+    assert (first.seed, first.method) == (job.seed, "pruned")
+    assert first.error is not None
     assert (empty.doc_id, empty.units) == ("d3", ())
     assert read_quarantine(job.output) == []
 
@@ -234,11 +236,6 @@ def test_a_job_with_nothing_left_fails_with_the_first_reason(job):
         with pytest.raises(JobError, match=r"all 4; the first, .*: the score of d1 is nan; mend the cause"):
             run_attribute(job)
         assert read_manifest(job.output)["status"] == "running"
-
-
-def test_a_document_has_its_own_seed_on_every_machine():
-    assert document_seed(0, "q1", doc_id="d1") == 3107248747
-    assert len({document_seed(s, q, doc_id=d) for s in (0, 1) for q in ("q", "q2") for d in ("d", "2d")}) == 8
 
 
 @pytest.mark.ray

@@ -1,0 +1,59 @@
+"""The attributor of a method, for a language-model scorer."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from rerank_core.attribution.attributor import SearchAttributor
+from rerank_core.attribution.estimators import ExactShapley, PartitionOwen, PrunedOwen
+from rerank_core.errors import ConfigError
+from rerank_core.models.near_copies import NearCopies
+
+if TYPE_CHECKING:
+    from rerank_core.attribution.estimators import Estimator
+    from rerank_core.attribution.leaves import Leaf
+    from rerank_core.models.scorer import LanguageModelScorer
+    from rerank_core.protocols import Attributor
+
+Method = Literal["pruned", "partition", "exact", "shap"]
+"""`pruned`: Owen values, fewest evaluations for an error. `partition`: the coalitions of shap's Partition
+explainer, cheaper. `exact`: Shapley values by enumeration. `shap`: that explainer itself."""
+
+
+def build_attributor(
+    scorer: LanguageModelScorer,
+    method: Method,
+    *,
+    max_evals: int,
+    max_error: float = 0.0,
+    leaf: Leaf = "token",
+) -> Attributor:
+    """Return an attributor; `max_error` is for `pruned` alone, `max_evals` for all but `exact`.
+
+    Raises:
+        ConfigError: a setting is out of range, or the method has no such leaves.
+    """
+    if method == "shap":
+        from rerank_core.attribution.shap_adapter import ShapAttributor  # shap takes seconds to load
+
+        if leaf != "token":
+            raise ConfigError(f"shap knows no {leaf} leaves; take leaf `token`, or another method")
+        return ShapAttributor(scorer, scorer.tokenizer, max_evals=max_evals)
+    return SearchAttributor(
+        scorer,
+        scorer.tokenizer,
+        _estimator(method, max_evals=max_evals, max_error=max_error),
+        leaf=leaf,
+        open_texts=partial(NearCopies, scorer),
+    )
+
+
+def _estimator(
+    method: Literal["pruned", "partition", "exact"], *, max_evals: int, max_error: float
+) -> Estimator:
+    if method == "pruned":
+        return PrunedOwen(max_evals, max_error)
+    if method == "partition":
+        return PartitionOwen(max_evals)
+    return ExactShapley()

@@ -1,0 +1,188 @@
+"""Token sequences that share their beginnings, each shared beginning computed once."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rerank_core.models.scorer import EncodedPair, SingleNeuronModel
+
+CALL_TOKENS = {"cpu": 8, "cuda": 2000}
+"""Padded tokens that cost as much as one more call of the model, by kind of device."""
+
+_ROOT = 0
+_FIRST_CAPACITY = 1024
+
+
+class PrefixTree:
+    """Scores encoded pairs; a pair costs only the tokens behind what it has in common with an earlier one.
+
+    The pairs' sequences are the paths of a tree whose nodes are tokens. The keys and values of every node
+    stay in memory until the tree is dropped: 2 · layers · key-value heads · head width numbers for each. Only
+    for a model that can be packed (`SingleNeuronModel.can_pack`), as every token looks at its own path alone.
+
+    `num_tokens` counts the nodes computed, `num_padded` the tokens that went through the model for them.
+    """
+
+    def __init__(self, model: SingleNeuronModel) -> None:
+        self._model = model
+        device = model.head.weight.device
+        self._device = device
+        self._call_tokens = CALL_TOKENS.get(device.type, CALL_TOKENS["cuda"])
+        self._memory = _NodeMemory()
+        self._children: dict[tuple[int, int], int] = {}
+        self._heads: dict[tuple[int, ...], list[int]] = {}  # the paths of what stands before documents
+        self._scores: dict[int, float] = {}
+        self._num_nodes = 1  # node 0 stands for no token: the parent of first tokens, and the padding
+        self.num_padded = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Return how many different tokens the tree holds."""
+        return self._num_nodes - 1
+
+    @torch.inference_mode()
+    def score(self, pairs: Sequence[EncodedPair]) -> list[float]:
+        """Return one score per pair, in their order."""
+        paths = []
+        levels: list[list[_Branch]] = []
+        level_of: dict[int, int] = {}  # of the nodes that this call adds
+        for pair in pairs:
+            path, num_new = self._inserted(pair)
+            paths.append(path)
+            if num_new:
+                level = level_of.get(path[-num_new - 1], -1) + 1 if num_new < len(path) else 0
+                level_of.update(dict.fromkeys(path[-num_new:], level))
+                if level == len(levels):
+                    levels.append([])
+                levels[level].append(_Branch(path, pair.input_ids, num_new))
+        self._memory.reserve(self._num_nodes)
+        for branches in levels:  # a branch looks at branches of earlier levels
+            for batch in self._batches(branches):
+                self._compute(batch)
+        return [self._scores[path[-1]] for path in paths]
+
+    def _inserted(self, pair: EncodedPair) -> tuple[list[int], int]:
+        """Return a pair's path of nodes, and how many at its end are still to be computed."""
+        tokens, children = pair.input_ids, self._children
+        path = list(self._heads.get(tokens[: pair.document_start], ()))
+        node = path[-1] if path else _ROOT
+        for token in tokens[len(path) :]:
+            child = children.get((node, token))
+            if child is None:
+                break
+            path.append(child)
+            node = child
+        num_new = len(tokens) - len(path)
+        for token in tokens[len(path) :]:
+            children[node, token] = node = self._num_nodes
+            path.append(node)
+            self._num_nodes += 1
+        self._heads.setdefault(tokens[: pair.document_start], path[: pair.document_start])
+        if node in self._scores:
+            return path, 0
+        self._scores[node] = math.nan  # until it is computed
+        return path, num_new or 1  # where a longer one passed before, the last token runs again for its score
+
+    def _batches(self, branches: list[_Branch]) -> Iterator[list[_Branch]]:
+        """Yield the branches in batches of similar lengths: padding may not cost more than another call."""
+        batch: list[_Branch] = []
+        waste = 0
+        for branch in sorted(branches, key=lambda item: -item.num_new):
+            if batch:
+                waste += batch[0].num_new - branch.num_new
+            if waste > self._call_tokens:
+                yield batch
+                batch, waste = [], 0
+            batch.append(branch)
+        if batch:
+            yield batch
+
+    def _compute(self, batch: Sequence[_Branch]) -> None:
+        """Compute the new nodes of some branches, and the scores at their ends."""
+        num_new = batch[0].num_new
+        length = max(len(branch.path) for branch in batch)
+        paths = torch.tensor([[_ROOT] * (length - len(branch.path)) + branch.path for branch in batch])
+        ids = torch.tensor(
+            [
+                [0] * (num_new - branch.num_new) + list(branch.tokens[len(branch.tokens) - branch.num_new :])
+                for branch in batch
+            ]
+        )
+        starts = torch.tensor([length - len(branch.path) for branch in batch]).unsqueeze(1)  # (branches, 1)
+        columns = torch.arange(length)
+        new_columns = columns[length - num_new :]
+        is_new = new_columns >= torch.tensor([length - branch.num_new for branch in batch]).unsqueeze(1)
+        may_look = (columns >= starts).unsqueeze(1) & (columns <= new_columns.unsqueeze(1)).unsqueeze(0)
+        may_look |= ~is_new.unsqueeze(2)  # padding looks at anything, so that no token looks at nothing
+        new_nodes = torch.where(is_new, paths[:, length - num_new :], _ROOT)
+        self._memory.aim(paths.to(self._device), new_nodes.to(self._device))
+        scores = self._model.forward_cached(
+            input_ids=ids.to(self._device),
+            position_ids=(new_columns - starts).clamp(min=0).to(self._device),
+            may_look=may_look.to(self._device),
+            cache=self._memory,
+        )
+        self.num_padded += ids.numel()
+        for branch, score in zip(batch, scores.tolist(), strict=True):
+            self._scores[branch.path[-1]] = score
+
+
+class _Branch:
+    """A sequence with its path; its last `num_new` nodes are to be computed."""
+
+    __slots__ = ("num_new", "path", "tokens")
+
+    def __init__(self, path: list[int], tokens: Sequence[int], num_new: int) -> None:
+        self.path, self.tokens, self.num_new = path, tokens, num_new
+
+
+class _NodeMemory(Cache):
+    """The keys and values of all nodes; a layer is handed those on the paths that `aim` has named."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self._keys: list[Tensor] = []  # each (nodes, heads, width)
+        self._values: list[Tensor] = []
+        self._capacity = _FIRST_CAPACITY
+
+    def reserve(self, num_nodes: int) -> None:
+        """Make room for nodes 0 to `num_nodes` - 1."""
+        if num_nodes <= self._capacity:
+            return
+        while self._capacity < num_nodes:
+            self._capacity *= 2
+        for stored in (self._keys, self._values):
+            for layer, old in enumerate(stored):
+                stored[layer] = old.new_zeros((self._capacity, *old.shape[1:]))
+                stored[layer][: len(old)] = old
+
+    def aim(self, paths: Tensor, new_nodes: Tensor) -> None:
+        """Name the nodes of the next call: those that its rows look at, (rows, length), and those it adds."""
+        self._paths, self._new_nodes = paths, new_nodes
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store the states of the new nodes, (rows, heads, new, width); return those of the whole paths."""
+        if layer_idx == len(self._keys):
+            _, heads, _, width = key_states.shape
+            self._keys.append(key_states.new_zeros((self._capacity, heads, width)))
+            self._values.append(value_states.new_zeros((self._capacity, heads, value_states.shape[-1])))
+        self._keys[layer_idx][self._new_nodes] = key_states.transpose(1, 2)
+        self._values[layer_idx][self._new_nodes] = value_states.transpose(1, 2)
+        return (
+            self._keys[layer_idx][self._paths].transpose(1, 2),
+            self._values[layer_idx][self._paths].transpose(1, 2),
+        )
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return 0: positions come from the caller."""
+        return 0
