@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from jobs.manifest import (
-    file_digest,
     finish_output,
     folder_digest,
     opened_output,
     other_inputs,
     require_finished,
+    text_digests,
 )
 from jobs.progress import shard_progress
 from jobs.ray_session import Need, device_here, device_share, ray_session, require, require_shared
@@ -67,7 +67,7 @@ def run_attribute(config: AttributeJob) -> AttributeResult:
     """
     keys = planned_keys(config)
     inputs = {
-        **_text_digests(config),
+        **text_digests(config.prepared),
         "artefact": artefact_digest(config.artefact),
         "run": folder_digest(config.run, patterns=("data/shard-*.parquet",)),
     }
@@ -141,12 +141,8 @@ def planned_keys(config: AttributeJob) -> list[Key]:
     return [(query_id, doc_id) for _, query_id, doc_id, _ in sorted(top, key=itemgetter(1, 0))]
 
 
-def _text_digests(config: AttributeJob) -> dict[str, str]:
-    return {name: file_digest(config.prepared / f"{name}.parquet") for name in ("corpus", "queries")}
-
-
 def _refuse_other_texts(config: AttributeJob, scored: Mapping[str, Any]) -> None:
-    others = other_inputs(scored, _text_digests(config))
+    others = other_inputs(scored, text_digests(config.prepared))
     if others:
         raise ConfigError(
             f"the run {config.run} was scored on another {', '.join(others)} than that of {config.prepared};"

@@ -222,6 +222,8 @@ class EvaluateJob:
       whyrank evaluate --prepared runs/sample --output runs/metrics --runs dpo=runs/minilm-run
       whyrank evaluate --prepared runs/sample --output runs/metrics \\
         --runs dpo=runs/fold-0 dpo=runs/fold-1 --fusion-weight 0.5
+      whyrank evaluate --prepared runs/sample --output runs/faithful --runs dpo=runs/minilm-run \\
+        --faithfulness dpo=runs/words
     """
 
     prepared: Path = field(metadata=PLACE)
@@ -235,14 +237,21 @@ class EvaluateJob:
     fusion_weight: float | None = None
     """Also evaluate (1 - weight) * first stage + weight * run, both standardised per query; none chooses the
     weight on the dev queries of each fold, where the run covers them (`score --split all`)."""
+    faithfulness: tuple[str, ...] = field(default=(), metadata=PLACE)
+    """NAME=FOLDER of `whyrank attribute`: delete the words that it names, and see what the scores do; folders
+    of the same name are pooled."""
     num_samples: int = 10_000
     """Bootstrap samples over queries."""
     seed: int = 0
-    """Seed of the bootstrap and of the random rankings."""
+    """Seed of the bootstrap, of the random rankings and of the random deletions."""
 
     def __post_init__(self) -> None:
         check_setting(self.seed >= 0, f"seed must not be negative, got {self.seed}")
         check_setting(bool(self.runs), "runs must name at least one NAME=FOLDER")
+        check_setting(
+            all(0 < item.find("=") < len(item) - 1 for item in self.faithfulness),
+            f"each of faithfulness must be NAME=FOLDER, got {self.faithfulness}",
+        )
         check_setting(
             all(0 < r.find("=") < len(r) - 1 for r in self.runs),
             f"each run must be NAME=FOLDER, got {self.runs}",

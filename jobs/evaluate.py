@@ -16,6 +16,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jobs.faithfulness import (
+    attribution_folders,
+    faithfulness_record,
+    measure_faithfulness,
+    show_faithfulness,
+)
 from jobs.manifest import (
     OutputState,
     finish_output,
@@ -92,6 +98,9 @@ def run_evaluate(config: EvaluateJob) -> EvaluateResult:
     All methods are measured on the same queries: one that `score` put in quarantine, because a score is not a
     number, counts in the order of the first stage, the fallback.
 
+    Attributions are judged by the test queries of the fold whose run they attribute: see
+    `jobs.faithfulness`.
+
     Raises:
         DataError: an input is missing, unfinished or of another prepared folder, two runs cover different
             folds, or a run has every test query of a fold in quarantine.
@@ -111,7 +120,14 @@ def run_evaluate(config: EvaluateJob) -> EvaluateResult:
         read_named(name, found, fold_by_folder=fold_by_folder, prepared=prepared)
         for name, found in folders.items()
     ]
+    attributed = attribution_folders(_named_folders(config.faithfulness), prepared=config.prepared)
     inputs = _input_digests(config.prepared, folders, fold_by_folder=fold_by_folder)
+    inputs |= {
+        f"faithfulness/{run_input(item.name, item.fold)}": folder_digest(
+            item.folder, patterns=("data/*.parquet",)
+        )
+        for item in attributed
+    }
     with opened_output(config.output, job="evaluate", config=config, inputs=inputs) as state:
         if state == "finished":
             logger.info("%s is finished: nothing to do", config.output)
@@ -122,9 +138,16 @@ def run_evaluate(config: EvaluateJob) -> EvaluateResult:
             evaluation.runs, measured=evaluation.measured, num_samples=config.num_samples, seed=config.seed
         )
         written = _write(config.output, evaluation, table=table, prepared=prepared)
+        faithfulness = measure_faithfulness(
+            attributed, prepared=config.prepared, num_samples=config.num_samples, seed=config.seed
+        )
+        if attributed:
+            write_json(config.output / "faithfulness.json", faithfulness_record(faithfulness))
         headline = {row.name: row.values[NDCG_BURGES].mean for row in table.rows}
         finish_output(config.output, results={NDCG_BURGES: headline})
     show_metrics(table, evaluation.measured, console=Console())
+    if faithfulness:
+        show_faithfulness(faithfulness, console=Console())
     return EvaluateResult(config.output, state, written)
 
 

@@ -70,6 +70,11 @@ def scoring_digests(prepared: Path, *, fold: int) -> dict[str, str]:
     return {**digests, "split": file_digest(split)}
 
 
+def text_digests(prepared: Path) -> dict[str, str]:
+    """Return the digests of the documents and queries of a prepared folder."""
+    return {name: file_digest(prepared / f"{name}.parquet") for name in ("corpus", "queries")}
+
+
 def prepared_digest(prepared: Path) -> str:
     """Return one digest of a prepared folder: its tables, and the summary, which says what is relevant."""
     return folder_digest(prepared, patterns=("**/*.parquet", "summary.json"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import bm25s
@@ -34,6 +36,7 @@ class Bm25Retriever:
         self._stemmer = Stemmer.Stemmer("english")
         self._number_by_term: dict[str, int] = {}
         numbers = [[self._number(term) for term in self._terms(d.content)] for d in self._documents]
+        self._num_documents_by_term = Counter(number for found in numbers for number in set(found))
         self._index = bm25s.BM25(k1=k1, b=b, method="lucene")
         if self._number_by_term:
             self._index.index((numbers, self._number_by_term), create_empty_token=False, show_progress=False)
@@ -54,6 +57,22 @@ class Bm25Retriever:
         scored = zip(self.score(query, documents), documents, strict=True)
         ordered = sorted(scored, key=lambda pair: (-pair[0], pair[1].doc_id))
         return [Candidate(document, rank, score) for rank, (score, document) in enumerate(ordered, start=1)]
+
+    def word_weights(self, query: Query, found: Sequence[str]) -> list[float]:
+        """Return the inverse document frequency of each word that the query shares, and 0 for the others.
+
+        Lucene's: ln(1 + (N - n + 1/2) / (n + 1/2)) for a word in n of N documents. Words are equal when their
+        stems are.
+        """
+        shared = set(self._terms(query.text))
+        weights = []
+        for word in found:
+            terms = self._terms(word)
+            number = self._number_by_term.get(terms[0]) if terms and terms[0] in shared else None
+            num_with = self._num_documents_by_term[number] if number is not None else 0
+            num_without = len(self._documents) - num_with
+            weights.append(math.log1p((num_without + 0.5) / (num_with + 0.5)) if num_with else 0.0)
+        return weights
 
     def _scores(self, query: Query) -> NDArray[np.float32]:
         known = [self._number_by_term[t] for t in self._terms(query.text) if t in self._number_by_term]

@@ -83,3 +83,11 @@ def test_a_corpus_without_words_scores_zero() -> None:
     found = retriever("!", "?")
     assert [c.document.doc_id for c in found.retrieve(Query("q", "ice"), k=2)] == ["d0", "d1"]
     assert [c.first_stage_score for c in found.retrieve(Query("q", "ice"), k=2)] == [0, 0]
+
+
+def test_words_that_a_query_shares_weigh_what_bm25_gives_them_once() -> None:
+    found = retriever("ice wind", "ice", "rain")
+    ice = math.log(1 + 1.5 / 2.5)
+    assert found.word_weights(
+        Query("q", "the ice winds, hail"), ["Ice", "wind", "rain", "hail", "the", "!"]
+    ) == (pytest.approx([ice, math.log(1 + 2.5 / 1.5), 0, 0, 0, 0]))

@@ -1,0 +1,150 @@
+"""From attributions of a trained scorer to what deleting their words does, beside words and chance."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from jobs.attribute import AttributeWorker, attributor_settings, planned_keys
+from jobs.config import AttributeJob, EvaluateJob, PrepareJob, ScoreJob
+from jobs.evaluate import run_evaluate
+from jobs.manifest import finish_output, folder_digest, opened_output, text_digests
+from jobs.prepare import run_prepare
+from jobs.score import run_score_here
+from jobs.shards import plan_shards
+from rerank_core.errors import ConfigError, DataError
+from rerank_core.formats import read_documents
+from rerank_core.models.artefact import artefact_digest, save_artefact
+from rerank_core.models.build import build_encoder, build_model, load_tokenizer
+from rerank_core.models.scorer import LanguageModelScorer
+from rerank_core.models.tiny import save_tiny_causal
+from rerank_core.records import Document, Query
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """Return a prepared sample, an artefact of a tiny causal model, and its run on the test queries."""
+    root = tmp_path_factory.mktemp("scored")
+    prepared = run_prepare(PrepareJob(output=root / "prepared")).output
+    texts = [document.content for document in read_documents(prepared / "corpus.parquet").values()]
+    save_tiny_causal(root / "model", texts, seed=0)
+    model = build_model(root / "model", head="linear", num_layers=None, seed=0)
+    torch.nn.init.normal_(model.head.weight, std=2.0)
+    encoder = build_encoder(load_tokenizer(root / "model"), model.config, head="linear", max_length=100)
+    golden = [(Query("q", "sea ice"), Document("d", "River ice dates."))]
+    save_artefact(
+        LanguageModelScorer(model, encoder, digest=""),
+        root / "artefact",
+        head="linear",
+        golden=golden,
+        provenance={},
+    )
+    run_score_here(ScoreJob(prepared=prepared, artefact=root / "artefact", output=root / "run", split="test"))
+    return AttributeJob(
+        prepared=prepared,
+        artefact=root / "artefact",
+        run=root / "run",
+        output=root / "words",
+        top_k=2,
+        max_documents=8,
+        max_evals=120,
+    )
+
+
+def attribute(job):
+    """Do what `whyrank attribute` does, without Ray."""
+    inputs = {
+        **text_digests(job.prepared),
+        "artefact": artefact_digest(job.artefact),
+        "run": folder_digest(job.run, patterns=("data/shard-*.parquet",)),
+    }
+    with opened_output(job.output, job="attribute", config=job, inputs=inputs):
+        worker = AttributeWorker(
+            prepared=str(job.prepared),
+            artefact=str(job.artefact),
+            output=str(job.output),
+            settings=attributor_settings(job),
+            seed=job.seed,
+        )
+        for shard in plan_shards(job.output, planned_keys(job), size=job.shard_documents):
+            worker(shard)
+        finish_output(job.output, results={})
+
+
+@pytest.fixture(scope="module")
+def words(scored):
+    attribute(scored)
+    return scored
+
+
+def evaluation(job, output, **settings):
+    return EvaluateJob(
+        prepared=job.prepared,
+        output=output,
+        runs=(f"tiny={job.run}",),
+        faithfulness=(f"tiny={job.output}",),
+        num_samples=200,
+        **settings,
+    )
+
+
+def test_the_attributed_words_matter_more_than_words_by_chance(words, tmp_path, capsys):
+    config = evaluation(words, tmp_path / "metrics")
+    run_evaluate(config)
+    record = json.loads((tmp_path / "metrics" / "faithfulness.json").read_text())
+    rows = {row["order"]: row for row in record["rows"]}
+    assert list(rows) == ["attribution", "lexical", "random"]
+    assert (record["num_top"], record["num_random"]) == (10, 20)
+    assert rows["attribution"]["num_documents"] == 8
+    own, chance = rows["attribution"]["values"], rows["random"]["values"]
+    assert own["top_drop"]["mean"] > chance["top_drop"]["mean"]
+    assert own["comprehensiveness"]["mean"] > chance["comprehensiveness"]["mean"]
+    assert own["sufficiency"]["mean"] < chance["sufficiency"]["mean"]
+    assert rows["attribution"]["beats_random"]["mean"] >= 0.75
+    assert rows["random"]["beats_random"]["mean"] == 0.0
+    assert "lexical" in capsys.readouterr().out
+    again = run_evaluate(config)
+    assert again.state == "finished"
+
+
+def test_the_same_seed_gives_the_same_numbers(words, tmp_path):
+    files = []
+    for name in ("one", "two"):
+        run_evaluate(evaluation(words, tmp_path / name))
+        files.append((tmp_path / name / "faithfulness.json").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_without_attributions_nothing_is_measured(words, tmp_path):
+    run_evaluate(replace(evaluation(words, tmp_path / "metrics"), faithfulness=()))
+    assert not (tmp_path / "metrics" / "faithfulness.json").exists()
+
+
+def test_attributions_of_other_texts_are_refused(words, tmp_path):
+    other = run_prepare(PrepareJob(output=tmp_path / "other", max_document_chars=50)).output
+    run = tmp_path / "run"
+    run_score_here(ScoreJob(prepared=other, artefact=words.artefact, output=run, split="test"))
+    config = replace(evaluation(words, tmp_path / "metrics"), prepared=other, runs=(f"x={run}",))
+    with pytest.raises(ConfigError, match="attributes another corpus than that of"):
+        run_evaluate(config)
+
+
+def test_an_artefact_that_lies_elsewhere_is_asked_for(words, tmp_path):
+    moved = words.artefact.rename(words.artefact.with_name("moved"))
+    try:
+        with pytest.raises(ConfigError, match=r"the artefact of .* lay at .*artefact; put it back there"):
+            run_evaluate(evaluation(words, tmp_path / "metrics"))
+    finally:
+        moved.rename(words.artefact)
+
+
+def test_attributions_of_training_queries_only_have_nothing_to_say(scored, tmp_path):
+    trained = tmp_path / "run"
+    run_score_here(
+        ScoreJob(prepared=scored.prepared, artefact=scored.artefact, output=trained, split="train")
+    )
+    job = replace(scored, run=trained, output=tmp_path / "words", max_documents=2)
+    attribute(job)
+    with pytest.raises(DataError, match="attributes no document of a test query of fold 0"):
+        run_evaluate(replace(evaluation(job, tmp_path / "metrics"), runs=(f"tiny={scored.run}",)))
