@@ -11,6 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from jobs.audit import (
+    MAX_EVALS,
+    AuditSummary,
+    audit_record,
+    audit_shard,
+    is_audited,
+    summarise_audit,
+    write_audit,
+)
 from jobs.manifest import (
     finish_output,
     folder_digest,
@@ -84,9 +93,13 @@ def run_attribute(config: AttributeJob) -> AttributeResult:
                     "documents": result.num_documents,
                     "truncated": result.num_truncated,
                     "quarantined": result.num_quarantined,
+                    **audit_record(summarise_audit(config.output)),
                 },
             )
     logger.info("%s", _counts_line(result))
+    audited = summarise_audit(config.output)
+    if audited:
+        logger.info("%s", _audit_line(audited))
     return result
 
 
@@ -113,6 +126,14 @@ def _counts_line(result: AttributeResult) -> str:
     return (
         f"{result.attributions}: {result.num_documents} of {num_planned} documents attributed,"
         f" {result.num_truncated} of them truncated, {result.num_quarantined} quarantined{where}"
+    )
+
+
+def _audit_line(audited: AuditSummary) -> str:
+    return (
+        f"audit of {audited.documents} documents against exact values:"
+        f" relative error {audited.relative_l2:.2f}, Kendall's tau {audited.kendall_tau:.2f},"
+        f" {audited.top_5:.0%} of the top 5 words, bound kept by {audited.covered:.0%}"
     )
 
 
@@ -177,6 +198,7 @@ def _attribute_pending(config: AttributeJob, keys: Sequence[Key]) -> None:
                 "artefact": str(config.artefact.resolve()),
                 "output": str(config.output.resolve()),
                 "settings": attributor_settings(config),
+                "audit_share": config.audit_share,
                 "seed": config.seed,
             },
             num_workers=config.num_workers,
@@ -201,14 +223,24 @@ def attributor_settings(config: AttributeJob) -> dict[str, Any]:
 class AttributeWorker:
     """Attributes the documents of a shard and commits them; built once per actor."""
 
-    def __init__(
-        self, *, prepared: str, artefact: str, output: str, settings: Mapping[str, Any], seed: int
+    def __init__(  # noqa: PLR0913 - an actor is given plain values, not the job
+        self,
+        *,
+        prepared: str,
+        artefact: str,
+        output: str,
+        settings: Mapping[str, Any],
+        audit_share: float,
+        seed: int,
     ) -> None:
         """`settings` are those of `build_attributor`."""
         self._documents = read_documents(Path(prepared) / "corpus.parquet")
         self._queries = read_queries(Path(prepared) / "queries.parquet")
         self._scorer = load_artefact(Path(artefact), device=device_here())
         self._attributor = build_attributor(self._scorer, **settings)
+        unbounded = {**settings, "max_evals": MAX_EVALS, "max_error": 0.0}
+        self._exactly = build_attributor(self._scorer, **unbounded)
+        self._audit_share = audit_share
         self._output = Path(output)
         self._seed = seed
 
@@ -216,6 +248,10 @@ class AttributeWorker:
         pairs = [(self._queries[query_id], self._documents[doc_id]) for query_id, doc_id in shard.keys]
         done, quarantined = attribute_pairs(self._attributor, pairs, seed=self._seed)
         table = attributions_table(done, model_digest=self._scorer.digest)
+        audited = [attribution for attribution in done if is_audited(attribution, share=self._audit_share)]
+        if audited:
+            found = audit_shard(audited, self._exactly, queries=self._queries, documents=self._documents)
+            write_audit(self._output, found, shard=shard.index)
         commit_shard(self._output, shard, table, key_columns=("query_id", "doc_id"), quarantined=quarantined)
         return len(done)
 

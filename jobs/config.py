@@ -144,6 +144,9 @@ class AttributeJob:
     """Model evaluations per document, for all methods but `exact`."""
     max_error: float = 0.0
     """`pruned` stops sooner where the bound on the length of (values - exact values) is this low."""
+    audit_share: float = 0.01
+    """Share of the documents that are attributed again without a budget, to report how far the values lie
+    from the exact ones; costs tens of times an attribution each."""
     shard_documents: int = 8
     """Documents in one shard: what is redone after a kill."""
     num_workers: int = field(default=1, metadata=PLACE)
@@ -159,6 +162,7 @@ class AttributeJob:
             check_setting(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         check_setting(self.max_evals >= 2, f"max_evals must be at least 2, got {self.max_evals}")
         check_setting(self.max_error >= 0, f"max_error must not be negative, got {self.max_error}")
+        check_setting(0 <= self.audit_share <= 1, f"audit_share must lie in [0, 1], got {self.audit_share}")
         check_setting(
             self.method != "shap" or self.leaf == "token",
             f"shap knows no {self.leaf} leaves; take --leaf token, or another method",

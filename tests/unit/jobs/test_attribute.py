@@ -13,6 +13,7 @@ from jobs.attribute import (
     planned_keys,
     run_attribute,
 )
+from jobs.audit import audit_record, is_audited, summarise_audit
 from jobs.config import AttributeJob
 from jobs.manifest import file_digest, folder_digest, opened_output, read_manifest, write_json
 from jobs.shards import Quarantined, Shard, commit_shard, plan_shards, read_quarantine
@@ -24,7 +25,7 @@ from rerank_core.models.artefact import artefact_digest, load_artefact, save_art
 from rerank_core.models.build import build_encoder, build_model, load_tokenizer
 from rerank_core.models.scorer import LanguageModelScorer
 from rerank_core.models.tiny import save_tiny_encoder, tiny_tokenizer
-from rerank_core.records import Attribution, Document, Query
+from rerank_core.records import Attribution, Document, Query, Unit
 from rerank_core.testing import OverlapScorer
 
 DOCUMENTS = [
@@ -93,6 +94,7 @@ def _worker(job):
         artefact=str(job.artefact),
         output=str(job.output),
         settings=attributor_settings(job),
+        audit_share=job.audit_share,
         seed=job.seed,
     )
 
@@ -161,6 +163,42 @@ def test_a_shard_is_attributed_and_committed(job):
     assert read_quarantine(job.output) == []
 
 
+def test_an_audit_compares_with_the_exact_values(job):
+    job = _with(job, max_evals=12, audit_share=1.0)
+    _worker(job)(Shard(0, (("q1", "d1"), ("q2", "d3"))))
+    audited = summarise_audit(job.output)
+    assert audited is not None
+    assert audited.documents == 1  # the other one has no words
+    assert 0 < audited.relative_l2 < 2
+    assert audited.covered == 1.0
+    assert audit_record(audited)["audit"]["documents"] == 1
+
+
+def test_an_audit_of_exact_values_finds_no_error(job):
+    job = _with(job, max_evals=5000, audit_share=1.0)
+    _worker(job)(Shard(0, (("q1", "d1"),)))
+    audited = summarise_audit(job.output)
+    assert audited is not None
+    assert (audited.relative_l2, audited.top_5) == (0.0, 1.0)
+    assert audited.kendall_tau == pytest.approx(1.0)
+
+
+def test_without_a_share_nothing_is_audited(job):
+    _worker(_with(job, audit_share=0.0))(Shard(0, (("q1", "d1"),)))
+    assert summarise_audit(job.output) is None
+    assert audit_record(None) == {"audit": {"documents": 0}}
+
+
+def test_the_audited_share_is_drawn_by_document():
+    attributions = [
+        Attribution("q", f"d{n}", 0.0, 0.0, (Unit("w", 0, 1),), (0.0,), "pruned", 2, 0.0, seed=0)
+        for n in range(2000)
+    ]
+    audited = [found.doc_id for found in attributions if is_audited(found, share=0.1)]
+    assert 150 < len(audited) < 250
+    assert audited == [found.doc_id for found in attributions if is_audited(found, share=0.1)]
+
+
 class FaultyScorer(OverlapScorer):
     """Scores `moody` higher as a document than as a text with every word in place; cannot score `broken`."""
 
@@ -223,7 +261,8 @@ def test_counts_are_told_on_finishing_and_afterwards(job, caplog):
     result = AttributeResult(job.output, 2, 1, 1)
     assert run_attribute(job) == result
     assert caplog.messages == [line]
-    assert read_manifest(job.output)["results"] == {"documents": 2, "truncated": 1, "quarantined": 1}
+    results = {"documents": 2, "truncated": 1, "quarantined": 1, "audit": {"documents": 0}}
+    assert read_manifest(job.output)["results"] == results
     caplog.clear()
     assert run_attribute(job) == result
     assert caplog.messages == [f"{job.output} is finished: nothing to do", line]

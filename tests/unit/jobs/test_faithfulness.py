@@ -65,6 +65,7 @@ def attribute(job):
             artefact=str(job.artefact),
             output=str(job.output),
             settings=attributor_settings(job),
+            audit_share=job.audit_share,
             seed=job.seed,
         )
         for shard in plan_shards(job.output, planned_keys(job), size=job.shard_documents):

@@ -1,0 +1,95 @@
+"""A sample of a run's attributions, attributed again without a budget: how far they lie from exact ones."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from rerank_core.attribution.contract import document_seed
+from rerank_core.evaluation.attribution_error import AttributionError, attribution_error
+from rerank_core.formats import read_shards, rows_of, table_of, write_table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from rerank_core.protocols import Attributor
+    from rerank_core.records import Attribution, Document, Query
+
+MAX_EVALS = 20_000
+"""Evaluations for one exact attribution: enough for about 140 tokens; longer documents are not audited."""
+
+AUDIT = {
+    "query_id": pa.string(),
+    "doc_id": pa.string(),
+    "relative_l2": pa.float64(),
+    "kendall_tau": pa.float64(),
+    "top_5": pa.float64(),
+    "top_10": pa.float64(),
+    "is_covered": pa.bool_(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AuditSummary:
+    """Means over the audited documents; `covered` is the share whose stated bound holds."""
+
+    documents: int
+    relative_l2: float
+    kendall_tau: float
+    top_5: float
+    top_10: float
+    covered: float
+
+
+def is_audited(attribution: Attribution, *, share: float) -> bool:
+    """Return whether a document is in the sample: by its own number, whatever its shard."""
+    number = document_seed(attribution.seed, f"audit {attribution.query_id}", doc_id=attribution.doc_id)
+    return bool(attribution.units) and number < share * 2**32
+
+
+def audit_shard(
+    attributions: Sequence[Attribution],
+    exactly: Attributor,
+    *,
+    queries: Mapping[str, Query],
+    documents: Mapping[str, Document],
+) -> pa.Table:
+    """Return the errors of the attributions whose exact values `exactly` reaches within `MAX_EVALS`."""
+    rows = []
+    for found in attributions:
+        query, document = queries[found.query_id], documents[found.doc_id]
+        (exact,) = exactly.attribute(query, [document], seed=found.seed)
+        if exact.num_evals < MAX_EVALS:
+            error = attribution_error(found.values, exact.values, bound=found.error)
+            rows.append((found.query_id, found.doc_id, *_measures(error)))
+    return table_of(rows, AUDIT)
+
+
+def write_audit(output: Path, table: pa.Table, *, shard: int) -> None:
+    """Write what the audit of a shard found."""
+    folder = output / "audit"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(table, folder / f"shard-{shard:05d}.parquet")
+
+
+def summarise_audit(output: Path) -> AuditSummary | None:
+    """Return the means over all shards; None where no document was audited."""
+    if not (output / "audit").is_dir():
+        return None
+    rows = [row[2:] for row in rows_of(read_shards(output / "audit", AUDIT))]
+    if not rows:
+        return None
+    return AuditSummary(len(rows), *(float(value) for value in np.mean(rows, axis=0)))
+
+
+def audit_record(summary: AuditSummary | None) -> dict[str, Any]:
+    """Return a summary as a manifest holds it."""
+    return {"audit": asdict(summary) if summary else {"documents": 0}}
+
+
+def _measures(error: AttributionError) -> tuple[float, float, float, float, bool]:
+    return error.relative_l2, error.kendall_tau, error.top_5, error.top_10, error.is_covered
