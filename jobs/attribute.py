@@ -275,8 +275,6 @@ def _attribute_together(
     """Attribute documents of one query; where that fails, halve them, down to the one that is to blame."""
     try:
         attributions = attributor.attribute(query, documents, seed=seed)
-        for attribution in attributions:
-            check_residual(attribution)
     except WhyrankError as error:
         if len(documents) == 1:
             return [], [Quarantined((query.query_id, documents[0].doc_id), str(error))]
@@ -284,4 +282,18 @@ def _attribute_together(
         first = _attribute_together(attributor, query, documents[:half], seed=seed)
         second = _attribute_together(attributor, query, documents[half:], seed=seed)
         return first[0] + second[0], first[1] + second[1]
-    return attributions, []
+    return _sorted_out(attributions)
+
+
+def _sorted_out(attributions: Sequence[Attribution]) -> tuple[list[Attribution], list[Quarantined]]:
+    """Return the attributions that add up to their scores, and the others with the reason."""
+    done: list[Attribution] = []
+    quarantined: list[Quarantined] = []
+    for attribution in attributions:
+        try:
+            check_residual(attribution)
+        except WhyrankError as error:
+            quarantined.append(Quarantined((attribution.query_id, attribution.doc_id), str(error)))
+        else:
+            done.append(attribution)
+    return done, quarantined

@@ -164,6 +164,10 @@ class AttributeJob:
         check_setting(self.max_error >= 0, f"max_error must not be negative, got {self.max_error}")
         check_setting(0 <= self.audit_share <= 1, f"audit_share must lie in [0, 1], got {self.audit_share}")
         check_setting(
+            self.max_error == 0 or self.method == "pruned",
+            f"{self.method} knows no bound on its error; leave --max-error at 0, or take --method pruned",
+        )
+        check_setting(
             self.method != "shap" or self.leaf == "token",
             f"shap knows no {self.leaf} leaves; take --leaf token, or another method",
         )

@@ -109,7 +109,7 @@ class Attribution:
     residual: float
     seed: int
     is_truncated: bool = False  # only the part of the document that the scorer reads has units
-    error: float | None = None  # bound on the length of (values − exact values); None where none is known
+    error: float | None = None  # estimated bound on ‖values − exact values‖ over leaves; None where unknown
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,16 +55,10 @@ class SearchAttributor:
         its score.
 
         Raises:
-            DataError: the score of a document is not finite.
+            DataError: the score of a document, or of a masked version of it, is not finite.
             ConfigError: the estimator cannot deal with so many leaves.
         """
         scores = self._scorer.score(query, documents)
-        for document, score in zip(documents, scores, strict=True):
-            if not math.isfinite(score):
-                raise DataError(
-                    f"query {query.query_id!r}, document {document.doc_id!r}: the score is {score},"
-                    " not a number"
-                )
         attributions: list[Attribution] = []
         for start in range(0, len(documents), DOCUMENTS_AT_ONCE):
             end = start + DOCUMENTS_AT_ONCE
@@ -78,16 +72,24 @@ class SearchAttributor:
             _Game(query, document, self._masked(query, document), score)
             for document, score in zip(documents, scores, strict=True)
         ]
+        for game in games:
+            game.check(game.score)
         playing = [game for game in games if game.has_leaves]
         texts = self._open_texts()
+
+        def worths(asked: list[tuple[int, int]]) -> list[float]:
+            worth = texts.score_texts([(query, playing[n].masked.left(coalition)) for n, coalition in asked])
+            for (place, _), score in zip(asked, worth, strict=True):
+                playing[place].check(score)
+            return worth
+
         results = run_searches(
-            [self._estimator.search(game.masked, seed=game.seed(seed)) for game in playing],
-            lambda asked: texts.score_texts(
-                [(query, playing[place].masked.left(coalition)) for place, coalition in asked]
-            ),
+            [self._estimator.search(game.masked, seed=game.seed(seed)) for game in playing], worths
         )
-        found = {game.document.doc_id: result for game, result in zip(playing, results, strict=True)}
-        return [self._attribution(game, found.get(game.document.doc_id), seed=seed) for game in games]
+        found = iter(results)
+        return [
+            self._attribution(game, next(found) if game.has_leaves else None, seed=seed) for game in games
+        ]
 
     def _masked(self, query: Query, document: Document) -> MaskedText:
         """Return what the scorer reads of a document, as a game of its leaves."""
@@ -139,7 +141,15 @@ class _Game:
 
     @property
     def has_leaves(self) -> bool:
-        return any(start < end for start, end in self.masked.spans)
+        return bool(self.masked.text.strip()) and any(start < end for start, end in self.masked.spans)
+
+    def check(self, score: float) -> None:
+        """Refuse a score of the document, or of a masked version of it, that is no number."""
+        if not math.isfinite(score):
+            raise DataError(
+                f"query {self.query.query_id!r}, document {self.document.doc_id!r}: the score is {score},"
+                " not a number"
+            )
 
     def seed(self, seed: int) -> int:
         return document_seed(seed, self.query.query_id, doc_id=self.document.doc_id)

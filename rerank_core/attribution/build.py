@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from rerank_core.attribution.attributor import SearchAttributor
 from rerank_core.attribution.estimators import ExactShapley, PartitionOwen, PrunedOwen
@@ -29,11 +29,17 @@ def build_attributor(
     max_error: float = 0.0,
     leaf: Leaf = "token",
 ) -> Attributor:
-    """Return an attributor; `max_error` is for `pruned` alone, `max_evals` for all but `exact`.
+    """Return an attributor for a model in float32 or float64.
+
+    `max_error` is for `pruned` alone, `max_evals` for all but `exact`.
 
     Raises:
-        ConfigError: a setting is out of range, or the method has no such leaves.
+        ConfigError: there is no such method, a setting is out of range, or the method does not know it.
     """
+    if method not in get_args(Method):
+        raise ConfigError(f"no method is called {method!r}; take one of {', '.join(get_args(Method))}")
+    if max_error > 0 and method != "pruned":
+        raise ConfigError(f"{method} knows no bound on its error; leave max_error at 0, or take pruned")
     if method == "shap":
         from rerank_core.attribution.shap_adapter import ShapAttributor  # shap takes seconds to load
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from rerank_core.attribution.masking import MaskedText
 
 
+COALITIONS_AT_ONCE = 256
+"""Coalitions that an enumeration asks for in one round."""
+
+
 class Estimator(Protocol):
     """A way to give every player of a masked text a value."""
 
@@ -97,7 +101,8 @@ class ExactShapley:
 
 
 def _enumeration(num_players: int) -> Search:
-    coalitions = list(range(2**num_players))
-    worths = yield coalitions
+    worths: list[float] = []
+    for start in range(0, 2**num_players, COALITIONS_AT_ONCE):
+        worths += yield list(range(start, min(start + COALITIONS_AT_ONCE, 2**num_players)))
     values = shapley_values(lambda _: worths, num_players)
-    return SearchResult(worths[0], tuple(values), len(coalitions), 0.0)
+    return SearchResult(worths[0], tuple(values), len(worths), 0.0)

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 Leaf = Literal["token", "word", "sentence", "field"]
 """Tokens are summed into words afterwards; words, sentences and fields are units as they are."""
 
-_SENTENCE_STARTS = re.compile(r"(?:(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])|\n\s*\n)")  # noqa: RUF001
+_CLOSERS = r"[\"'”’»)\]」』）】]*"  # noqa: RUF001
+_SENTENCE_STARTS = re.compile(
+    rf"(?<=[.!?…؟۔।॥።]){_CLOSERS}\s+|(?<=[。！？]){_CLOSERS}|\n\s*\n"  # noqa: RUF001
+)
 
 
 def leaf_spans(leaf: Literal["word", "sentence", "field"], visible: str, document: Document) -> list[Span]:

@@ -25,16 +25,18 @@ CALL_SIZE = 6
 SECOND_CONTEXT_SHARE = 0.5
 """How much a second context counts in the order of the search, against the first one.
 
-Splitting a group for the first time also shapes the values in its other context. Of 0.35 to 1, 0.35 and 0.5
-had the smallest error at 200 to 500 evaluations (docs/experiments.md).
+Splitting a group for the first time also shapes the values in its other context. Of 1 and 0.5, 0.5 had the
+smaller error (docs/experiments.md).
 """
 
 CALL_SHARE = 0.5
 """A visit is split in a call only if it promises this share of what the most promising one does."""
 
 ERROR_FACTOR = 2.3
-"""The bound on the error over its estimate, which was 0.45 to 1.9 times the true error in four of five
-searches (docs/experiments.md)."""
+"""The bound on the error over its estimate, as calibrated on two scorers (docs/experiments.md)."""
+
+LEAST_KNOWN = 16
+"""Borrowers that must have been split before a bound is stated."""
 
 Vector = npt.NDArray[np.float64]
 
@@ -53,15 +55,16 @@ def pruned_search(
     most from the borrowed one, weighted by its share of the value, is split next. A group that nobody has
     split shares its sum out equally. With enough evaluations the values are the exact Owen values.
 
-    The search ends after `max_evals` evaluations, or as soon as the bound on its error is at most
-    `max_error`. Worths that are known are not asked for again.
+    The search ends when everything has been split, after `max_evals` evaluations, or, with a `max_error`
+    above 0, as soon as a bound on its error is known and at most that. Worths that are known are not asked
+    for again.
     """
     recursion = _Recursion(merges, rng)
     worths: dict[int, float] = {}
     ends = [0, recursion.everybody]
     worths.update(zip(ends, (yield ends), strict=True))
     recursion.start(worths)
-    while recursion.error > max_error:
+    while not recursion.is_within(max_error):
         batch = recursion.next_batch(worths, room=max_evals - len(worths))
         if not batch:
             break
@@ -72,7 +75,7 @@ def pruned_search(
         for visit in batch:
             recursion.split(visit, worths)
     values = tuple(float(value) for value in recursion.values())
-    return SearchResult(worths[0], values, len(worths), recursion.error)
+    return SearchResult(worths[0], values, len(worths), recursion.error())
 
 
 @dataclass(slots=True, eq=False)
@@ -110,19 +113,32 @@ class _Recursion:
         self._rng = rng
         self._queue: list[tuple[float, int, _Visit]] = []
         self._num_pushed = self._num_split = 0
-        self._surprises: list[float] = []  # what splits of borrowers have changed, squared, by weight squared
+        # What splits have changed, squared, by weight squared: against equal shares; against the borrowed
+        self._first_changes: list[float] = []
+        self._later_changes: list[float] = []
         self.everybody = self._members[-1]
 
-    @property
-    def error(self) -> float:
-        """The bound on the Euclidean length of what the values miss.
+    def error(self) -> float | None:
+        """Return the bound on the Euclidean length of what the values miss; None where too little is known.
 
-        Each visit that is not split misses what its split is expected to change, and below that what no
-        worth has shown yet: the median of what splitting changed there in visits like it, per unit of weight.
+        Each visit that is not split misses what its split is expected to change, and one that borrows also
+        what no worth has shown yet: the median of what splits of borrowers have changed, per unit of weight.
         """
-        hidden = median(self._surprises) if self._surprises else 0.0
-        missed = (visit.pending**2 + hidden * visit.weight**2 for _, _, visit in self._queue)
+        if not self._queue:
+            return 0.0
+        if len(self._later_changes) < LEAST_KNOWN:
+            return None
+        hidden = median(self._later_changes)
+        missed = (
+            visit.pending**2 + (hidden * visit.weight**2 if visit.lender() else 0.0)
+            for _, _, visit in self._queue
+        )
         return ERROR_FACTOR * math.sqrt(math.fsum(missed))
+
+    def is_within(self, max_error: float) -> bool:
+        """Return whether the values are known to be as near as asked for; 0 asks for all of the budget."""
+        error = self.error() if max_error > 0 else None
+        return error is not None and error <= max_error
 
     def start(self, worths: Mapping[int, float]) -> None:
         root = len(self._members) - 1
@@ -158,7 +174,9 @@ class _Recursion:
         visit.order = self._num_split
         changes = [self._push_first(pair) for pair in visit.pairs]
         if lender:
-            self._surprises.append(math.fsum(change**2 for change in changes) / visit.weight**2)
+            self._later_changes.append(math.fsum(change**2 for change in changes) / visit.weight**2)
+        else:
+            self._first_changes.append(self._change_of_first(visit))
         twin = visit.twin
         if twin is not None and not twin.pairs:
             self._push(twin, twin.weight * abs(twin.change - visit.change), priority=SECOND_CONTEXT_SHARE)
@@ -185,10 +203,23 @@ class _Recursion:
         The other context follows when this one has been split.
         """
         chosen = pair[int(self._rng.integers(2))]
-        borrowed = _mean_change(chosen.cousins) if chosen.cousins else 0.0
-        change = 2 * chosen.weight * abs(_mean_change(pair) - borrowed)
-        self._push(chosen, change, priority=1.0)
+        weight = 2 * chosen.weight
+        if chosen.cousins:
+            change = weight * abs(_mean_change(pair) - _mean_change(chosen.cousins))
+            self._push(chosen, change, priority=1.0)
+        else:  # opposite effects may hide in a sum
+            change = weight * abs(_mean_change(pair))
+            hidden = weight**2 * median(self._first_changes or [0.0])
+            self._push(chosen, math.sqrt(change**2 + hidden), priority=1.0)
         return change
+
+    def _change_of_first(self, visit: _Visit) -> float:
+        """Return how far the parts of a visit lie from equal shares of its change, squared and summed."""
+        size = self._sizes[visit.group]
+        return math.fsum(
+            (_mean_change(pair) - visit.change * self._sizes[pair[0].group] / size) ** 2
+            for pair in visit.pairs
+        )
 
     def _push(self, visit: _Visit, pending: float, *, priority: float) -> None:
         if visit.group < self._num_players:

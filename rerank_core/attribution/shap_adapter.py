@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-METHOD = "shap-partition"
+METHOD = "shap"
 
 
 class ShapAttributor:

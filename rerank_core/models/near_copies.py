@@ -27,7 +27,16 @@ class NearCopies:
     def __init__(self, scorer: LanguageModelScorer) -> None:
         self._scorer = scorer
         self._encoder = PieceEncoder(scorer.encoder)
-        self._tree = PrefixTree(scorer.model) if scorer.model.can_pack else None
+        self._tree = (
+            PrefixTree(scorer.model, max_tokens=scorer.max_tokens_per_batch)
+            if scorer.model.can_pack
+            else None
+        )
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether texts share what has been computed for their beginnings."""
+        return self._tree is not None
 
     def score_texts(self, texts: Sequence[tuple[Query, str]]) -> list[float]:
         """Return one score per query and text of a document, in their order."""
@@ -48,14 +57,14 @@ class PieceEncoder:
         self._encoder = encoder
         self._heads: dict[str, EncodedHead] = {}
         self._pieces: dict[str, list[int]] = {}
-        self._cuts_at_spaces = self._joined_pieces(_PROBE) == encoder.text_ids(_PROBE)
+        self.cuts_at_spaces = self._joined_pieces(_PROBE) == encoder.text_ids(_PROBE)
 
     def encode(self, query: Query, text: str) -> EncodedPair:
         """Return the tokens of a query and the text of a document."""
         head = self._heads.get(query.text)
         if head is None:
             head = self._heads[query.text] = self._encoder.head(query)
-        ids = self._joined_pieces(text) if self._cuts_at_spaces else self._encoder.text_ids(text)
+        ids = self._joined_pieces(text) if self.cuts_at_spaces else self._encoder.text_ids(text)
         return self._encoder.joined(head, ids)
 
     def _joined_pieces(self, text: str) -> list[int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import Cache
@@ -13,6 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from rerank_core.models.scorer import EncodedPair, SingleNeuronModel
+
+MAX_BYTES = 2**30
+"""What the nodes of a tree may take before all are forgotten and computed anew."""
+
+PAIRS_AT_ONCE = 256
+"""Pairs that are inserted before anything is computed."""
 
 CALL_TOKENS = {"cpu": 8, "cuda": 2000}
 """Padded tokens that cost as much as one more call of the model, by kind of device."""
@@ -25,23 +33,32 @@ class PrefixTree:
     """Scores encoded pairs; a pair costs only the tokens behind what it has in common with an earlier one.
 
     The pairs' sequences are the paths of a tree whose nodes are tokens. The keys and values of every node
-    stay in memory until the tree is dropped: 2 · layers · key-value heads · head width numbers for each. Only
-    for a model that can be packed (`SingleNeuronModel.can_pack`), as every token looks at its own path alone.
+    stay in memory until the tree is dropped, or until they take `max_bytes`: then the tree begins anew. Each
+    takes 2 · layers · key-value heads · head width numbers. A call of the model gets at most `max_tokens`
+    padded tokens, or one sequence. Only for a model that can be packed (`SingleNeuronModel.can_pack`), as
+    every token looks at its own path alone.
 
-    `num_tokens` counts the nodes computed, `num_padded` the tokens that went through the model for them.
+    `num_tokens` counts the nodes of the tree as it is, `num_padded` the tokens that have gone through the
+    model.
     """
 
-    def __init__(self, model: SingleNeuronModel) -> None:
+    def __init__(
+        self, model: SingleNeuronModel, *, max_tokens: int = 8192, max_bytes: int = MAX_BYTES
+    ) -> None:
         self._model = model
         device = model.head.weight.device
         self._device = device
         self._call_tokens = CALL_TOKENS.get(device.type, CALL_TOKENS["cuda"])
+        self._max_tokens, self._max_bytes = max_tokens, max_bytes
+        self.num_padded = 0
+        self._begin()
+
+    def _begin(self) -> None:
         self._memory = _NodeMemory()
         self._children: dict[tuple[int, int], int] = {}
         self._heads: dict[tuple[int, ...], list[int]] = {}  # the paths of what stands before documents
         self._scores: dict[int, float] = {}
         self._num_nodes = 1  # node 0 stands for no token: the parent of first tokens, and the padding
-        self.num_padded = 0
 
     @property
     def num_tokens(self) -> int:
@@ -51,6 +68,14 @@ class PrefixTree:
     @torch.inference_mode()
     def score(self, pairs: Sequence[EncodedPair]) -> list[float]:
         """Return one score per pair, in their order."""
+        scores: list[float] = []
+        for start in range(0, len(pairs), PAIRS_AT_ONCE):
+            if self._memory.num_bytes > self._max_bytes:
+                self._begin()
+            scores += self._score_group(pairs[start : start + PAIRS_AT_ONCE])
+        return scores
+
+    def _score_group(self, pairs: Sequence[EncodedPair]) -> list[float]:
         paths = []
         levels: list[list[_Branch]] = []
         level_of: dict[int, int] = {}  # of the nodes that this call adds
@@ -98,7 +123,9 @@ class PrefixTree:
         for branch in sorted(branches, key=lambda item: -item.num_new):
             if batch:
                 waste += batch[0].num_new - branch.num_new
-            if waste > self._call_tokens:
+            if batch and (
+                waste > self._call_tokens or (len(batch) + 1) * batch[0].num_new > self._max_tokens
+            ):
                 yield batch
                 batch, waste = [], 0
             batch.append(branch)
@@ -109,30 +136,32 @@ class PrefixTree:
         """Compute the new nodes of some branches, and the scores at their ends."""
         num_new = batch[0].num_new
         length = max(len(branch.path) for branch in batch)
-        paths = torch.tensor([[_ROOT] * (length - len(branch.path)) + branch.path for branch in batch])
-        ids = torch.tensor(
-            [
-                [0] * (num_new - branch.num_new) + list(branch.tokens[len(branch.tokens) - branch.num_new :])
-                for branch in batch
-            ]
-        )
-        starts = torch.tensor([length - len(branch.path) for branch in batch]).unsqueeze(1)  # (branches, 1)
-        columns = torch.arange(length)
+        paths = np.zeros((len(batch), length), dtype=np.int64)  # padded on the left with the root
+        ids = np.zeros((len(batch), num_new), dtype=np.int64)
+        for row, branch in enumerate(batch):
+            paths[row, length - len(branch.path) :] = branch.path
+            ids[row, num_new - branch.num_new :] = branch.tokens[-branch.num_new :]
+        starts = length - np.array([[len(branch.path)] for branch in batch])  # (branches, 1)
+        first_new = length - np.array([[branch.num_new] for branch in batch])
+        columns = np.arange(length)
         new_columns = columns[length - num_new :]
-        is_new = new_columns >= torch.tensor([length - branch.num_new for branch in batch]).unsqueeze(1)
-        may_look = (columns >= starts).unsqueeze(1) & (columns <= new_columns.unsqueeze(1)).unsqueeze(0)
-        may_look |= ~is_new.unsqueeze(2)  # padding looks at anything, so that no token looks at nothing
-        new_nodes = torch.where(is_new, paths[:, length - num_new :], _ROOT)
-        self._memory.aim(paths.to(self._device), new_nodes.to(self._device))
+        is_new = new_columns >= first_new  # (branches, new)
+        may_look = (columns >= starts)[:, None] & (columns <= new_columns[:, None])
+        may_look |= ~is_new[:, :, None]  # padding looks at anything, so that no token looks at nothing
+        new_nodes = np.where(is_new, paths[:, length - num_new :], _ROOT)
+        self._memory.aim(self._tensor(paths), self._tensor(new_nodes))
         scores = self._model.forward_cached(
-            input_ids=ids.to(self._device),
-            position_ids=(new_columns - starts).clamp(min=0).to(self._device),
-            may_look=may_look.to(self._device),
+            input_ids=self._tensor(ids),
+            position_ids=self._tensor(np.maximum(new_columns - starts, 0)),
+            may_look=self._tensor(may_look),
             cache=self._memory,
         )
-        self.num_padded += ids.numel()
+        self.num_padded += ids.size
         for branch, score in zip(batch, scores.tolist(), strict=True):
             self._scores[branch.path[-1]] = score
+
+    def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
 
 
 class _Branch:
@@ -152,6 +181,11 @@ class _NodeMemory(Cache):
         self._keys: list[Tensor] = []  # each (nodes, heads, width)
         self._values: list[Tensor] = []
         self._capacity = _FIRST_CAPACITY
+
+    @property
+    def num_bytes(self) -> int:
+        """What the stored states take."""
+        return sum(stored.nbytes for stored in (*self._keys, *self._values))
 
     def reserve(self, num_nodes: int) -> None:
         """Make room for nodes 0 to `num_nodes` - 1."""

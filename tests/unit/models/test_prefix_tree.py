@@ -91,6 +91,26 @@ def test_the_tree_grows_beyond_its_first_memory(model):
     assert scores == pytest.approx([alone(model, one) for one in pairs], abs=1e-12)
 
 
+def test_a_tree_that_may_take_little_begins_anew_and_changes_no_score(model):
+    pairs = left_out([7, 9, 11, 13, 15, 17, 19])
+    tree = PrefixTree(model, max_bytes=1)
+    scores = [score for one in pairs for score in tree.score([one])]
+    assert scores == pytest.approx([alone(model, one) for one in pairs], abs=1e-12)
+    assert tree.num_tokens <= 10
+
+
+def test_no_call_of_the_model_has_more_padded_tokens_than_allowed(model):
+    sizes = []
+    handle = model.backbone.register_forward_pre_hook(
+        lambda module, args, inputs: sizes.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+    pairs = [pair(1, 2, *(torch.arange(10) * (n + 1) % 61).tolist(), 3) for n in range(30)]
+    scores = PrefixTree(model, max_tokens=24).score(pairs)
+    handle.remove()
+    assert max(sizes) <= 24
+    assert scores == pytest.approx([alone(model, one) for one in pairs], abs=1e-12)
+
+
 @pytest.fixture(scope="module", params=["causal", "encoder"])
 def scorer(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
@@ -109,6 +129,7 @@ def test_near_copies_score_as_the_scorer_does(scorer):
     ] + ["", "  ", TEXTS[1], TEXTS[1] * 3]
     asked = [(query, text) for text in texts for query in QUERIES]
     near = NearCopies(scorer)
+    assert near.is_tree == scorer.model.can_pack
     scores = near.score_texts(asked[:7]) + near.score_texts(asked[7:])
     expected = scorer.score_pairs([(query, Document("d", text)) for query, text in asked])
     assert scores == pytest.approx(expected, abs=1e-9)
@@ -132,6 +153,7 @@ def encoders(tmp_path_factory):
 def test_pieces_have_the_tokens_of_the_whole_text(encoders, text):
     for encoder in encoders:
         pieces = PieceEncoder(encoder)
+        assert pieces.cuts_at_spaces
         assert pieces.encode(QUERIES[0], text) == encoder.encode(QUERIES[0], Document("d", text))
         assert pieces.encode(QUERIES[0], text) == encoder.encode(QUERIES[0], Document("d", text))
 
