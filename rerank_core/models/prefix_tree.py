@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
     from rerank_core.models.scorer import EncodedPair, SingleNeuronModel
 
-MAX_BYTES = 2**30
-"""What the nodes of a tree may take before all are forgotten and computed anew."""
+MAX_BYTES = {"cpu": 2**30, "cuda": 2**34}
+"""What the nodes of a tree may take before all are forgotten, by kind of device."""
 
 PAIRS_AT_ONCE = 256
 """Pairs that are inserted before anything is computed."""
@@ -33,7 +34,7 @@ class PrefixTree:
     """Scores encoded pairs; a pair costs only the tokens behind what it has in common with an earlier one.
 
     The pairs' sequences are the paths of a tree whose nodes are tokens. The keys and values of every node
-    stay in memory until the tree is dropped, or until they take `max_bytes`: then the tree begins anew. Each
+    stay in memory until the tree is dropped, or takes `max_bytes` (`MAX_BYTES`): then it begins anew. Each
     takes 2 · layers · key-value heads · head width numbers. A call of the model gets at most `max_tokens`
     padded tokens, or one sequence. Only for a model that can be packed (`SingleNeuronModel.can_pack`), as
     every token looks at its own path alone.
@@ -43,20 +44,21 @@ class PrefixTree:
     """
 
     def __init__(
-        self, model: SingleNeuronModel, *, max_tokens: int = 8192, max_bytes: int = MAX_BYTES
+        self, model: SingleNeuronModel, *, max_tokens: int = 8192, max_bytes: int | None = None
     ) -> None:
         self._model = model
         device = model.head.weight.device
         self._device = device
         self._call_tokens = CALL_TOKENS.get(device.type, CALL_TOKENS["cuda"])
-        self._max_tokens, self._max_bytes = max_tokens, max_bytes
+        self._max_tokens = max_tokens
+        self._max_bytes = max_bytes or MAX_BYTES.get(device.type, MAX_BYTES["cuda"])
         self.num_padded = 0
         self._begin()
 
     def _begin(self) -> None:
         self._memory = _NodeMemory()
         self._children: dict[tuple[int, int], int] = {}
-        self._heads: dict[tuple[int, ...], list[int]] = {}  # the paths of what stands before documents
+        self._heads: dict[tuple[int, ...], array[int]] = {}  # the paths of what stands before documents
         self._scores: dict[int, float] = {}
         self._num_nodes = 1  # node 0 stands for no token: the parent of first tokens, and the padding
 
@@ -94,10 +96,11 @@ class PrefixTree:
                 self._compute(batch)
         return [self._scores[path[-1]] for path in paths]
 
-    def _inserted(self, pair: EncodedPair) -> tuple[list[int], int]:
+    def _inserted(self, pair: EncodedPair) -> tuple[array[int], int]:
         """Return a pair's path of nodes, and how many at its end are still to be computed."""
         tokens, children = pair.input_ids, self._children
-        path = list(self._heads.get(tokens[: pair.document_start], ()))
+        head = tokens[: pair.document_start]
+        path = array("q", self._heads.get(head, b""))
         node = path[-1] if path else _ROOT
         for token in tokens[len(path) :]:
             child = children.get((node, token))
@@ -110,7 +113,8 @@ class PrefixTree:
             children[node, token] = node = self._num_nodes
             path.append(node)
             self._num_nodes += 1
-        self._heads.setdefault(tokens[: pair.document_start], path[: pair.document_start])
+        if head not in self._heads:
+            self._heads[head] = path[: len(head)]
         if node in self._scores:
             return path, 0
         self._scores[node] = math.nan  # until it is computed
@@ -169,7 +173,7 @@ class _Branch:
 
     __slots__ = ("num_new", "path", "tokens")
 
-    def __init__(self, path: list[int], tokens: Sequence[int], num_new: int) -> None:
+    def __init__(self, path: array[int], tokens: Sequence[int], num_new: int) -> None:
         self.path, self.tokens, self.num_new = path, tokens, num_new
 
 
