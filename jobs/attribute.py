@@ -130,10 +130,11 @@ def _counts_line(result: AttributeResult) -> str:
 
 
 def _audit_line(audited: AuditSummary) -> str:
+    bound = "" if audited.bound_kept is None else f", bound kept by {audited.bound_kept:.0%}"
     return (
         f"audit of {audited.documents} documents against exact values:"
         f" relative error {audited.relative_l2:.2f}, Kendall's tau {audited.kendall_tau:.2f},"
-        f" {audited.top_5:.0%} of the top 5 words, bound kept by {audited.covered:.0%}"
+        f" {audited.top_5:.0%} of the top 5 words{bound}"
     )
 
 

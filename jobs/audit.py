@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,20 +30,23 @@ AUDIT = {
     "kendall_tau": pa.float64(),
     "top_5": pa.float64(),
     "top_10": pa.float64(),
-    "is_covered": pa.bool_(),
+    "bound_kept": pa.float64(),  # 1 or 0; NaN where no bound was stated
 }
 
 
 @dataclass(frozen=True, slots=True)
 class AuditSummary:
-    """Means over the audited documents; `covered` is the share whose stated bound holds."""
+    """Means over the audited documents.
+
+    `bound_kept` is the share, of those with a bound, whose bound holds; None where none has one.
+    """
 
     documents: int
     relative_l2: float
     kendall_tau: float
     top_5: float
     top_10: float
-    covered: float
+    bound_kept: float | None
 
 
 def is_audited(attribution: Attribution, *, share: float) -> bool:
@@ -83,7 +87,16 @@ def summarise_audit(output: Path) -> AuditSummary | None:
     rows = [row[2:] for row in rows_of(read_shards(output / "audit", AUDIT))]
     if not rows:
         return None
-    return AuditSummary(len(rows), *(float(value) for value in np.mean(rows, axis=0)))
+    relative_l2, kendall_tau, top_5, top_10, kept = zip(*rows, strict=True)
+    known = [value for value in kept if not math.isnan(value)]
+    return AuditSummary(
+        documents=len(rows),
+        relative_l2=float(np.mean(relative_l2)),
+        kendall_tau=float(np.mean(kendall_tau)),
+        top_5=float(np.mean(top_5)),
+        top_10=float(np.mean(top_10)),
+        bound_kept=float(np.mean(known)) if known else None,
+    )
 
 
 def audit_record(summary: AuditSummary | None) -> dict[str, Any]:
@@ -91,5 +104,6 @@ def audit_record(summary: AuditSummary | None) -> dict[str, Any]:
     return {"audit": asdict(summary) if summary else {"documents": 0}}
 
 
-def _measures(error: AttributionError) -> tuple[float, float, float, float, bool]:
-    return error.relative_l2, error.kendall_tau, error.top_5, error.top_10, error.is_covered
+def _measures(error: AttributionError) -> tuple[float, ...]:
+    bound_kept = math.nan if error.bound is None else float(error.is_covered)
+    return error.relative_l2, error.kendall_tau, error.top_5, error.top_10, bound_kept

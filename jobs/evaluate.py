@@ -16,12 +16,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jobs.faithfulness import (
-    attribution_folders,
-    faithfulness_record,
-    measure_faithfulness,
-    show_faithfulness,
-)
 from jobs.manifest import (
     OutputState,
     finish_output,
@@ -59,6 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from jobs.config import EvaluateJob
+    from jobs.faithfulness import AttributionFolder
     from rerank_core.evaluation.findings import MetricRow, MetricTable
     from rerank_core.evaluation.significance import Interval
 
@@ -120,7 +115,7 @@ def run_evaluate(config: EvaluateJob) -> EvaluateResult:
         read_named(name, found, fold_by_folder=fold_by_folder, prepared=prepared)
         for name, found in folders.items()
     ]
-    attributed = attribution_folders(_named_folders(config.faithfulness), prepared=config.prepared)
+    attributed = _attributed(config)
     inputs = _input_digests(config.prepared, folders, fold_by_folder=fold_by_folder)
     inputs |= {
         f"faithfulness/{run_input(item.name, item.fold)}": folder_digest(
@@ -138,17 +133,31 @@ def run_evaluate(config: EvaluateJob) -> EvaluateResult:
             evaluation.runs, measured=evaluation.measured, num_samples=config.num_samples, seed=config.seed
         )
         written = _write(config.output, evaluation, table=table, prepared=prepared)
-        faithfulness = measure_faithfulness(
-            attributed, prepared=config.prepared, num_samples=config.num_samples, seed=config.seed
-        )
         if attributed:
-            write_json(config.output / "faithfulness.json", faithfulness_record(faithfulness))
+            _measure_attributed(config, attributed)
         headline = {row.name: row.values[NDCG_BURGES].mean for row in table.rows}
         finish_output(config.output, results={NDCG_BURGES: headline})
     show_metrics(table, evaluation.measured, console=Console())
-    if faithfulness:
-        show_faithfulness(faithfulness, console=Console())
     return EvaluateResult(config.output, state, written)
+
+
+def _attributed(config: EvaluateJob) -> list[AttributionFolder]:
+    if not config.faithfulness:
+        return []
+    from jobs.faithfulness import attribution_folders  # torch takes seconds to load
+
+    return attribution_folders(_named_folders(config.faithfulness), prepared=config.prepared)
+
+
+def _measure_attributed(config: EvaluateJob, attributed: Sequence[AttributionFolder]) -> None:
+    """Write faithfulness.json, and print it."""
+    from jobs.faithfulness import faithfulness_record, measure_faithfulness, show_faithfulness
+
+    rows = measure_faithfulness(
+        attributed, prepared=config.prepared, num_samples=config.num_samples, seed=config.seed
+    )
+    write_json(config.output / "faithfulness.json", faithfulness_record(rows))
+    show_faithfulness(rows, console=Console())
 
 
 def _input_digests(

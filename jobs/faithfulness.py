@@ -124,8 +124,6 @@ def measure_faithfulness(
     Raises:
         DataError: a name has no attributed document of a test query.
     """
-    if not folders:
-        return []
     documents = read_documents(prepared / "corpus.parquet")
     texts = _Texts(
         documents, read_queries(prepared / "queries.parquet"), Bm25Retriever(list(documents.values()))

@@ -220,7 +220,3 @@ class _NodeMemory(Cache):
             self._keys[layer_idx][self._paths].transpose(1, 2),
             self._values[layer_idx][self._paths].transpose(1, 2),
         )
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return 0: positions come from the caller."""
-        return 0
