@@ -135,7 +135,7 @@ class AttributeJob:
     max_documents: int | None = None
     """At most so many documents over all queries, in the order of rank, then query."""
     method: Literal["pruned", "partition", "exact", "shap"] = "pruned"
-    """`pruned`: Owen values with the smallest error for the evaluations, and a bound on it. `partition`: the
+    """`pruned`: Owen values, with an estimated bound on their error. `partition`: the
     values of shap's Partition explainer, cheaper. `exact`: Shapley values, for at most 16 leaves. `shap`:
     that explainer itself."""
     leaf: Literal["token", "word", "sentence", "field"] = "token"
@@ -143,7 +143,7 @@ class AttributeJob:
     max_evals: int = 500
     """Model evaluations per document, for all methods but `exact`."""
     max_error: float = 0.0
-    """`pruned` stops sooner where the bound on the length of (values - exact values) is this low."""
+    """`pruned` stops sooner where the estimated bound on the length of (values - exact values) is so low."""
     audit_share: float = 0.01
     """Share of the documents that are attributed again without a budget, to report how far the values lie
     from the exact ones; costs tens of times an attribution each."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,8 +43,6 @@ if TYPE_CHECKING:
 
     from rerank_core.models.scorer import LanguageModelScorer
     from rerank_core.records import Attribution, Document, Query, Run
-
-logger = logging.getLogger("whyrank.evaluate")
 
 NUM_TOP = 10
 """Words that are deleted at once for `top_drop` and `flip`."""
@@ -92,9 +89,16 @@ def attribution_folders(named: Mapping[str, Sequence[Path]], *, prepared: Path) 
 
     Raises:
         DataError: a folder is unfinished or not one of attributions.
-        ConfigError: it, its artefact or its run is of other texts, or those two are not where they lay.
+        ConfigError: it, its artefact or its run is of other texts, those two are not where they lay, or two
+            folders of one name are of one fold.
     """
-    return [_checked(name, folder, prepared=prepared) for name, found in named.items() for folder in found]
+    found = [_checked(name, folder, prepared=prepared) for name, some in named.items() for folder in some]
+    for place, item in enumerate(found):
+        if any((item.name, item.fold) == (other.name, other.fold) for other in found[:place]):
+            raise ConfigError(
+                f"{item.name!r} has two folders of fold {item.fold} ({item.folder} is the second); name one"
+            )
+    return found
 
 
 def _checked(name: str, folder: Path, *, prepared: Path) -> AttributionFolder:

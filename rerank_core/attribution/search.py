@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class SearchResult:
     """One value per player; `base_value + sum(values)` is the worth of all players together.
 
-    `error` is a bound on the Euclidean length of what the values miss of the exact ones: 0 where they are
-    exact, None where the search knows no bound.
+    `error` is an estimated bound on the Euclidean length of what the values miss of the exact ones: 0 where
+    they are exact, None where the search knows no bound.
     """
 
     base_value: float

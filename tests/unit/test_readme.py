@@ -51,5 +51,5 @@ def test_the_python_example_prints_scores_and_words(
     printed = capsys.readouterr().out.splitlines()
     lines = [line for line in printed if "[WARNING]" not in line]  # of DeepSpeed, where it is first imported
     assert len(lines[0].split(",")) == 2
-    assert lines[1].startswith("values within ")
+    assert lines[1] == "estimated bound on the error: 0.0"  # so few words are solved within the budget
     assert [line.split()[0] for line in lines[2:]] == ["Ice", "freeboard", "from", "radar", "2011", "2020"]

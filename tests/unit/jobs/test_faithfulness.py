@@ -131,6 +131,12 @@ def test_attributions_of_other_texts_are_refused(words, tmp_path):
         run_evaluate(config)
 
 
+def test_two_folders_of_one_name_and_fold_are_refused(words, tmp_path):
+    twice = (f"tiny={words.output}", f"tiny={words.output}")
+    with pytest.raises(ConfigError, match=r"'tiny' has two folders of fold 0 \(.* is the second\); name one"):
+        run_evaluate(replace(evaluation(words, tmp_path / "metrics"), faithfulness=twice))
+
+
 def test_an_artefact_that_lies_elsewhere_is_asked_for(words, tmp_path):
     moved = words.artefact.rename(words.artefact.with_name("moved"))
     try:
