@@ -199,7 +199,9 @@ class ExplainJob:
     """`smollm2`, a model folder, or a Hugging Face name that vLLM can run."""
     num_words: int = 10
     """Evidence words: those with the largest absolute values."""
-    max_new_tokens: int = 160
+    contrast: bool = False
+    """Also say why each document stands above the next-ranked one, where that is attributed too."""
+    max_new_tokens: int = 256
     """Longest text, in the model's tokens."""
     max_model_tokens: int = 2048
     """Longest prompt and text together, in the model's tokens."""

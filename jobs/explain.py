@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from dataclasses import dataclass
@@ -9,24 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from jobs.generation import EngineConfig, Failure, Request, generate
-from jobs.manifest import file_digest, finish_output, folder_digest, opened_output, require_finished
+from jobs.generation import EngineConfig, Request, generate
+from jobs.manifest import file_digest, finish_output, folder_digest, opened_output
+from jobs.placements import SHARDS, planned_placements
 from jobs.progress import progress_bar
 from jobs.ray_session import ray_session
 from jobs.shards import Key, Shard, commit_shard, pending_shards, plan_shards
-from rerank_core.attribution.table import read_attributions
-from rerank_core.errors import ConfigError, DataError, JobError
-from rerank_core.explanation.evidence import select_evidence
-from rerank_core.explanation.explain import (
-    MAX_DOCUMENT_CHARS,
-    Placement,
-    Task,
-    build_task,
-    conclude,
-    conclude_failure,
-)
+from jobs.verified_texts import once_answered, verified
+from rerank_core.errors import ConfigError
 from rerank_core.explanation.table import explanations_table, read_explanations
-from rerank_core.formats import RUN, read_documents, read_queries, read_shards, rows_of
+from rerank_core.explanation.task import MAX_DOCUMENT_CHARS, Placement, Task, build_task
 from rerank_core.models.pretrained import resolve_model
 
 if TYPE_CHECKING:
@@ -36,13 +29,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from jobs.config import ExplainJob
-    from rerank_core.records import Explanation, Generation
+    from jobs.verified_texts import Answers
+    from rerank_core.records import Explanation
 
 logger = logging.getLogger("whyrank.explain")
 
-SHARDS = ("data/shard-*.parquet",)
-CONDITIONS = (True, False)
-"""Every document is explained with its attribution and, for contrast, without."""
+RETRY_TEMPERATURE = 0.7
+"""A greedy text that was refused would come back word for word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +44,18 @@ class ExplainResult:
 
     explanations: Path
     num_documents: int
+    num_texts_with: int
+    num_texts_without: int
     num_fallbacks_with: int
     num_fallbacks_without: int
+    num_retried: int  # texts that were refused and asked for once more
 
     @property
     def fallback_rate(self) -> float:
         """The share of all explanations whose text is the template's."""
-        return (self.num_fallbacks_with + self.num_fallbacks_without) / (len(CONDITIONS) * self.num_documents)
+        return (self.num_fallbacks_with + self.num_fallbacks_without) / (
+            self.num_texts_with + self.num_texts_without
+        )
 
 
 def run_explain(config: ExplainJob) -> ExplainResult:
@@ -85,6 +83,7 @@ def run_explain(config: ExplainJob) -> ExplainResult:
                     "fallbacks_with_attribution": result.num_fallbacks_with,
                     "fallbacks_without_attribution": result.num_fallbacks_without,
                     "fallback_rate": result.fallback_rate,
+                    "retried": result.num_retried,
                 },
             )
     Console(stderr=True).print(_fallback_line(result), highlight=False)
@@ -114,86 +113,26 @@ def input_digests(config: ExplainJob, model: Path) -> dict[str, str]:
 
 def _result(output: Path) -> ExplainResult:
     explanations = read_explanations(output)
+    conditions = [explanation.with_attribution for explanation in explanations]
     replaced = [explanation.with_attribution for explanation in explanations if explanation.fallback]
     return ExplainResult(
         explanations=output,
-        num_documents=len(explanations) // len(CONDITIONS),
+        num_documents=len({(explanation.query_id, explanation.doc_id) for explanation in explanations}),
+        num_texts_with=conditions.count(True),
+        num_texts_without=conditions.count(False),
         num_fallbacks_with=replaced.count(True),
         num_fallbacks_without=replaced.count(False),
+        num_retried=sum(explanation.num_attempts > 1 for explanation in explanations),
     )
 
 
 def _fallback_line(result: ExplainResult) -> str:
     return (
         f"explain: fallback rate {result.fallback_rate:.0%} (the template's sentence stands for"
-        f" {result.num_fallbacks_with} of {result.num_documents} texts with attributions and"
-        f" {result.num_fallbacks_without} of {result.num_documents} without)"
+        f" {result.num_fallbacks_with} of {result.num_texts_with} texts with attributions and"
+        f" {result.num_fallbacks_without} of {result.num_texts_without} without; {result.num_retried} were"
+        " refused and written anew once)"
     )
-
-
-def planned_placements(config: ExplainJob) -> dict[Key, tuple[Placement, ...]]:
-    """Return what to explain by (query_id, doc_id), as attributed: one placement per condition.
-
-    Raises:
-        DataError: an input folder is missing, unfinished or broken, or does not know an attributed document.
-        ConfigError: the attributions belong to another run or corpus.
-    """
-    require_finished(config.prepared, job="prepare")
-    require_finished(config.run, job="score")
-    attributed = require_finished(config.attributions, job="attribute")
-    _refuse_others(config, attributed["digests"])
-    rank_by_key, num_by_query = _ranks(config.run)
-    documents = read_documents(config.prepared / "corpus.parquet")
-    queries = read_queries(config.prepared / "queries.parquet")
-    placements: dict[Key, tuple[Placement, ...]] = {}
-    for attribution in read_attributions(config.attributions):
-        key = (attribution.query_id, attribution.doc_id)
-        if key not in rank_by_key:
-            raise DataError(
-                f"{config.attributions} attributes {key}, which {config.run} does not rank; attribute again"
-            )
-        evidence = select_evidence(attribution, k=config.num_words)
-        placements[key] = tuple(
-            Placement(
-                query=queries[attribution.query_id],
-                document=documents[attribution.doc_id],
-                rank=rank_by_key[key],
-                num_candidates=num_by_query[attribution.query_id],
-                evidence=evidence if with_attribution else None,
-            )
-            for with_attribution in CONDITIONS
-        )
-    if not placements:
-        raise DataError(
-            f"{config.attributions} holds no attribution, so there is nothing to explain; see its quarantine"
-        )
-    return placements
-
-
-def _refuse_others(config: ExplainJob, digests: Mapping[str, str]) -> None:
-    given = {
-        "run": (config.run, folder_digest(config.run, patterns=SHARDS)),
-        "corpus": (config.prepared, file_digest(config.prepared / "corpus.parquet")),
-        "queries": (config.prepared, file_digest(config.prepared / "queries.parquet")),
-    }
-    for name, (folder, digest) in given.items():
-        if digests.get(f"input:{name}") != digest:
-            raise ConfigError(
-                f"{config.attributions} was made from another {name} than that of {folder}; pass folders that"
-                " belong together, or run `whyrank attribute` with these first"
-            )
-
-
-def _ranks(run: Path) -> tuple[dict[Key, int], dict[str, int]]:
-    """Return the rank by (query_id, doc_id), and the number of ranked documents by query."""
-    rank_by_key: dict[Key, int] = {}
-    num_by_query: dict[str, int] = {}
-    for query_id, doc_id, rank in rows_of(
-        read_shards(run / "data", RUN).select(["query_id", "doc_id", "rank"])
-    ):
-        rank_by_key[query_id, doc_id] = rank
-        num_by_query[query_id] = num_by_query.get(query_id, 0) + 1
-    return rank_by_key, num_by_query
 
 
 def _explain_pending(
@@ -204,7 +143,8 @@ def _explain_pending(
     if not pending:
         return
     work = [(shard, placement) for shard in pending for key in shard.keys for placement in placements[key]]
-    requests = engine_requests([placement for _, placement in work], config, tokenizer=_load_tokenizer(model))
+    asked = [placement for _, placement in work]
+    requests = engine_requests(asked, config, tokenizer=_load_tokenizer(model))
     engine = EngineConfig(
         model=model.resolve(),
         max_model_tokens=config.max_model_tokens,
@@ -212,80 +152,54 @@ def _explain_pending(
         temperature=config.temperature,
         seed=config.seed,
     )
-    num_texts = len(CONDITIONS) * len(placements)
+    num_texts = sum(map(len, placements.values()))
+    is_first = len(pending) == len(shards)  # else an earlier execution had an answer
     with ray_session(config.address), progress_bar() as progress:
         bar = progress.add_task(
             "explain: starting the engine", total=num_texts, completed=num_texts - len(work)
         )
-        answers = generate(requests, engine)
-        if len(pending) == len(shards):  # else an earlier execution had an answer: without one none commits
-            answers = once_answered(answers)
-        for num_explained in commit_answers(config, work, answers):
+
+        def ask(some: Sequence[Request], attempt: int) -> Answers:
+            if attempt == 1:
+                answers = generate(some, engine)
+                return once_answered(answers) if is_first else answers
+            progress.update(bar, description=f"explain: {len(some)} refused texts once more")
+            temperature = max(engine.temperature, RETRY_TEMPERATURE)
+            again = dataclasses.replace(engine, seed=engine.seed + attempt - 1, temperature=temperature)
+            return generate(some, again)
+
+        explained = verified(requests, asked, ask=ask, generator=config.model)
+        for num_explained in commit_explained(config, work, explained):
             progress.update(bar, advance=num_explained, description="explain: texts")
 
 
-def once_answered(
-    answers: Iterator[tuple[int, Generation | Failure]],
-) -> Iterator[tuple[int, Generation | Failure]]:
-    """Yield all answers in their order, the first failures only once a request was answered.
-
-    Raises:
-        JobError: no request was answered.
-    """
-    failures: list[tuple[int, Failure]] = []
-    for index, answer in answers:
-        if isinstance(answer, Failure):
-            failures.append((index, answer))
-            continue
-        yield from failures
-        yield index, answer
-        yield from answers
-        return
-    if failures:
-        reason = failures[0][1].reason
-        raise JobError(
-            f"the engine answered none of {len(failures)} requests, so nothing is written; the first reason:"
-            f" {reason}; mend the cause and run the same command again, or choose another --model or"
-            " --max-model-tokens with another --output"
-        )
-
-
-def commit_answers(
+def commit_explained(
     config: ExplainJob,
     work: Sequence[tuple[Shard, Placement]],
-    answers: Iterator[tuple[int, Generation | Failure]],
+    explained: Iterator[tuple[int, Explanation]],
 ) -> Iterator[int]:
-    """Commit each shard once its last answer is there; yield the number of its explanations."""
-    for shard, explanations in whole_shards(work, answers, generator=config.model):
+    """Commit each shard once its last explanation is there; yield the number of its explanations."""
+    for shard, explanations in whole_shards(work, explained):
         table = explanations_table(explanations)
         commit_shard(config.output, shard, table, key_columns=("query_id", "doc_id"), quarantined=())
         yield len(explanations)
 
 
 def whole_shards(
-    work: Sequence[tuple[Shard, Placement]],
-    answers: Iterator[tuple[int, Generation | Failure]],
-    *,
-    generator: str,
+    work: Sequence[tuple[Shard, Placement]], explained: Iterator[tuple[int, Explanation]]
 ) -> Iterator[tuple[Shard, list[Explanation]]]:
-    """Yield each shard with its explanations, in the order of `work`, once its last answer is there."""
+    """Yield each shard with its explanations, in the order of `work`, once the last of them is there."""
     places: dict[int, list[int]] = {}
     for index, (shard, _) in enumerate(work):
         places.setdefault(shard.index, []).append(index)
     missing = {number: len(indices) for number, indices in places.items()}
     done: dict[int, Explanation] = {}
-    for index, answer in answers:
-        shard, placement = work[index]
-        done[index] = _explanation(placement, answer, generator=generator)
+    for index, explanation in explained:
+        shard, _ = work[index]
+        done[index] = explanation
         missing[shard.index] -= 1
         if missing[shard.index] == 0:
             yield shard, [done.pop(place) for place in places[shard.index]]
-
-
-def _explanation(placement: Placement, answer: Generation | Failure, *, generator: str) -> Explanation:
-    if isinstance(answer, Failure):
-        return conclude_failure(placement, answer.reason, generator=generator)
-    return conclude(placement, answer, generator=generator)
 
 
 def _load_tokenizer(model: Path) -> PreTrainedTokenizerBase:

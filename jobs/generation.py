@@ -147,6 +147,7 @@ def engine_settings(engine: EngineConfig, *, on_gpu: bool) -> dict[str, Any]:
         settings |= {
             "dtype": "float32",
             "enforce_eager": True,
+            "enable_chunked_prefill": False,  # a seeded request whose prompt is cut ends an engine on CPUs
             "max_num_seqs": MAX_SEQUENCES_ON_CPU,
             "max_num_batched_tokens": max(engine.max_model_tokens, TOKENS_PER_STEP_ON_CPU),
             "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,

@@ -296,7 +296,11 @@ def _read_explained(
     ranked: Mapping[str, Sequence[RankedDocument]],
     tested: frozenset[str],
 ) -> tuple[ExplainedDocument, ...]:
-    written = {(e.query_id, e.doc_id, e.with_attribution): e for e in read_explanations(config.explanations)}
+    written = {
+        (e.query_id, e.doc_id, e.with_attribution): e
+        for e in read_explanations(config.explanations)
+        if e.template != "explain_contrast"
+    }
     place = {(query_id, item.document.doc_id): item for query_id, found in ranked.items() for item in found}
     return tuple(
         ExplainedDocument(

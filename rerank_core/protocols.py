@@ -40,8 +40,13 @@ class Attributor(Protocol):
 class TextGenerator(Protocol):
     """A language model that writes JSON of a given schema."""
 
-    def generate(self, prompts: Sequence[str], schemas: Sequence[Mapping[str, Any]]) -> list[Generation]:
-        """Return one generation per prompt; `schemas[i]` is the JSON schema that text i has to follow."""
+    def generate(
+        self, prompts: Sequence[str], schemas: Sequence[Mapping[str, Any]], *, attempt: int = 1
+    ) -> list[Generation]:
+        """Return one generation per prompt; `schemas[i]` is the JSON schema that text i has to follow.
+
+        Another `attempt` (from 1) at the same prompt samples another text.
+        """
         ...
 
 

@@ -141,13 +141,29 @@ class EvidenceWord:
 
     text: str
     value: float
+    share: float  # its absolute value divided by the sum of those of all words of the document: 0 to 1
+    places: tuple[Unit, ...] = ()  # where the document has it
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """Another document of the same query, placed lower, with the words that made its own score."""
+
+    document: Document
+    rank: int
+    margin: float  # in logits: the higher document's score minus this one's
+    words: tuple[EvidenceWord, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The attributed words that an explanation may cite, largest absolute value first."""
+    """The attributed words that an explanation may cite, largest absolute value first.
+
+    With a contrast, the question is why the document stands above the other one.
+    """
 
     words: tuple[EvidenceWord, ...]
+    contrast: Contrast | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +177,12 @@ class Explanation:
     grounded: bool
     problems: tuple[str, ...]
     with_attribution: bool
-    fallback: bool  # the generator's text failed the grounding check; `text` is the template sentence
-    prompt_tokens: int
+    fallback: bool  # the generator's last text failed the grounding check; `text` is the template sentence
+    prompt_tokens: int  # over all attempts, as are the generated ones
     generated_tokens: int
     generator: str
+    template: str  # of the prompt: what was asked
+    num_attempts: int  # texts that the generator wrote: a refused one is written anew once
 
 
 @dataclass(frozen=True, slots=True)

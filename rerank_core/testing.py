@@ -74,7 +74,9 @@ class ScriptedGenerator:
 
         return cls(next_text)
 
-    def generate(self, prompts: Sequence[str], schemas: Sequence[Mapping[str, Any]]) -> list[Generation]:
+    def generate(
+        self, prompts: Sequence[str], schemas: Sequence[Mapping[str, Any]], *, attempt: int = 1
+    ) -> list[Generation]:
         """Return one generation per prompt, in order; words stand for tokens in its counts."""
         self.prompts += prompts
         return [

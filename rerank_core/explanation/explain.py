@@ -2,56 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rerank_core.explanation.grounding import check_citations, check_grounding, connectives
-from rerank_core.prompting.parse import EFFECTS, Citation, Effect, parse_answer
-from rerank_core.prompting.render import load_template, neutralise, render
-from rerank_core.records import Document, Evidence, Explanation, Generation, Query
+from rerank_core.explanation.task import MAX_CITED, Placement, asked_words, build_task, effects_told
+from rerank_core.prompting.parse import Citation, parse_answer
+from rerank_core.prompting.render import load_template, render
+from rerank_core.records import Explanation, Generation
 from rerank_core.text import normalise, words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from rerank_core.protocols import TextGenerator
 
-MAX_CITED = 3
-"""Words that an explanation cites for each effect."""
-
-MAX_DOCUMENT_CHARS = 4000
-"""Longest part of a document's text that a prompt shows."""
-
-MAX_VOCABULARY = 400
-"""Distinct words of a document that a text may use; bounds the size of the schema."""
-
-OPENING = "This document describes"
-MIN_TERMS, MAX_TERMS = 6, 24
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """A document at a rank (from 1) for a query, to be explained; without evidence, from the texts alone."""
-
-    query: Query
-    document: Document
-    rank: int
-    num_candidates: int
-    evidence: Evidence | None
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What a text generator is asked: a prompt, and the JSON schema of the answer."""
-
-    prompt: str
-    schema: Mapping[str, Any]
+NUM_ATTEMPTS = 2
+"""Texts that a generator may write about one placement before the template's stands in."""
 
 
 class Explainer:
-    """Writes explanations with a text generator, and from a template where its text is not grounded."""
+    """Writes explanations with a text generator, and from a template where its texts are not grounded."""
 
     def __init__(self, generator: TextGenerator, *, name: str, special_tokens: Iterable[str] = ()) -> None:
         """Take the generator, the name to store with its texts, and its tokenizer's special tokens."""
@@ -60,75 +30,45 @@ class Explainer:
         self._special_tokens = tuple(special_tokens)
 
     def explain(self, placements: Sequence[Placement]) -> list[Explanation]:
-        """Return one explanation per placement, in order."""
-        tasks = [build_task(placement, special_tokens=self._special_tokens) for placement in placements]
-        generations = self._generator.generate(
-            [task.prompt for task in tasks], [task.schema for task in tasks]
-        )
-        return [
-            conclude(placement, generation, generator=self._name)
-            for placement, generation in zip(placements, generations, strict=True)
-        ]
+        """Return one explanation per placement, in order; a text that is refused is asked for once more."""
+        generations: list[list[Generation]] = [[] for _ in placements]
+        explained: dict[int, Explanation] = {}
+        pending = list(range(len(placements)))
+        for attempt in range(1, NUM_ATTEMPTS + 1):
+            tasks = [build_task(placements[i], special_tokens=self._special_tokens) for i in pending]
+            answers = self._generator.generate(
+                [task.prompt for task in tasks], [task.schema for task in tasks], attempt=attempt
+            )
+            for i, answer in zip(pending, answers, strict=True):
+                generations[i].append(answer)
+                explained[i] = conclude(placements[i], generations[i], generator=self._name)
+            pending = [i for i in pending if explained[i].fallback]
+            if not pending:
+                break
+        return [explained[i] for i in range(len(placements))]
 
 
-def build_task(
-    placement: Placement, *, special_tokens: Iterable[str] = (), max_document_chars: int = MAX_DOCUMENT_CHARS
-) -> Task:
-    """Return what to ask about a placement, showing the first `max_document_chars` of the document's text.
-
-    The answer's `reason` is one sentence in the document's own words (and `connectives` to join them); with
-    evidence, `raised` and `lowered` cite evidence words of that sign, `MAX_CITED` at most for each.
-    """
-    document, tokens = placement.document, tuple(special_tokens)
-    shown = _beginning(document.text, max_document_chars)
-    slots = {
-        "query": neutralise(placement.query.text, special_tokens=tokens),
-        "title": neutralise(document.title, special_tokens=tokens),
-        "text": neutralise(shown, special_tokens=tokens),
-        "url": neutralise(document.url, special_tokens=tokens),
-        "rank": str(placement.rank),
-        "num_candidates": str(placement.num_candidates),
-    }
-    properties: dict[str, Any] = {
-        "reason": {"type": "string", "pattern": _sentence_pattern(f"{document.title}\n{shown}")}
-    }
-    name = "explain_without_attribution"
-    if placement.evidence is not None:
-        name = "explain_with_attribution"
-        by_effect = {effect: _words_with(effect, placement.evidence) for effect in EFFECTS}
-        slots["words"] = json.dumps(by_effect, ensure_ascii=False)
-        properties |= {effect: _word_list(found) for effect, found in by_effect.items() if found}
-    schema = {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
-    return Task(render(load_template(name), slots), schema)
-
-
-def conclude(placement: Placement, generation: Generation, *, generator: str) -> Explanation:
-    """Return the explanation that an answer gives: its own text if that is grounded, else the template's.
+def conclude(placement: Placement, generations: Sequence[Generation], *, generator: str) -> Explanation:
+    """Return the explanation that the last of the answers gives: the template's if it is not grounded.
 
     After a grounded text, templates say the rank, and what the answer cites by effect.
     """
-    answer = parse_answer(generation.text)
+    answer = parse_answer(generations[-1].text)
     problems = [
         *answer.problems,
-        *check_grounding(
-            answer.text, answer.citations, evidence=placement.evidence, document=placement.document
-        ),
+        *check_grounding(answer.sentences, evidence=placement.evidence, document=placement.document),
     ]
     if problems:
-        return _fallback(placement, problems, generation=generation, generator=generator)
-    text = " ".join([answer.text, _rank_sentence("placed", placement), *_effect_sentences(answer.citations)])
-    return _explanation(placement, text, answer.citations, generation=generation, generator=generator)
+        return _fallback(placement, problems, generations=generations, generator=generator)
+    text = " ".join(
+        [answer.text, _rank_sentence("placed", placement), *_effect_sentences(placement, answer.citations)]
+    )
+    return _explanation(placement, text, answer.citations, generations=generations, generator=generator)
 
 
 def conclude_failure(placement: Placement, reason: str, *, generator: str) -> Explanation:
     """Return the template's explanation for a placement on which the generator failed."""
-    problem = f"generator_failed: {reason}"
-    return _fallback(placement, [problem], generation=Generation("", 0, 0), generator=generator)
+    return _fallback(placement, [f"generator_failed: {reason}"], generations=(), generator=generator)
 
 
 def shared_words(query: str, text: str) -> list[str]:
@@ -143,50 +83,18 @@ def shared_words(query: str, text: str) -> list[str]:
     return list(shown.values())[:MAX_CITED]
 
 
-def _beginning(text: str, max_chars: int) -> str:
-    """Return whole words from the start of a text, `max_chars` at most; part of the first if it is longer."""
-    if len(text) <= max_chars:
-        return text
-    return re.sub(r"\S+\Z", "", text[: max_chars + 1]).rstrip() or text[:max_chars]
-
-
-def _words_with(effect: Effect, evidence: Evidence) -> list[str]:
-    return [word.text for word in evidence.words if (word.value > 0) == (effect == "raised")]
-
-
-def _word_list(enum: Sequence[str]) -> dict[str, Any]:
-    count = min(MAX_CITED, len(enum))
-    return {"type": "array", "items": {"enum": list(enum)}, "minItems": count, "maxItems": MAX_CITED}
-
-
-def _sentence_pattern(content: str) -> str:
-    """Return a pattern for a sentence of connectives and the content's terms, as written or in lower case."""
-    own = list(dict.fromkeys(_terms(content)))[:MAX_VOCABULARY]
-    vocabulary = dict.fromkeys([*own, *(term.lower() for term in own), *connectives()])
-    longest_first = sorted(vocabulary, key=len, reverse=True)
-    term = f"({'|'.join(re.escape(t) for t in longest_first)})"
-    return f"^{OPENING} ({term},? ){{{MIN_TERMS - 1},{MAX_TERMS - 1}}}{term}\\.$"
-
-
-def _terms(content: str) -> Iterator[str]:
-    """Yield words, and in one piece those that hyphens join: `ice`, `multi-angle`, `2003-2020`."""
-    found = words(content)
-    first = 0
-    for last, word in enumerate(found):
-        follower = found[last + 1] if last + 1 < len(found) else None
-        if follower is None or content[word.end : follower.start] != "-":
-            yield content[found[first].start : word.end]
-            first = last + 1
-
-
 def _rank_sentence(template: str, placement: Placement) -> str:
     slots = {"rank": str(placement.rank), "num_candidates": str(placement.num_candidates)}
-    return render(load_template(template), slots)
+    contrast = placement.evidence.contrast if placement.evidence else None
+    if contrast is None:
+        return render(load_template(template), slots)
+    slots |= {"other_rank": str(contrast.rank), "margin": f"{contrast.margin:.2f}"}
+    return render(load_template(f"{template}_above"), slots)
 
 
-def _effect_sentences(citations: Sequence[Citation]) -> list[str]:
+def _effect_sentences(placement: Placement, citations: Sequence[Citation]) -> list[str]:
     sentences = []
-    for effect in EFFECTS:
+    for effect in effects_told(placement):
         cited = [citation.word for citation in citations if citation.effect == effect]
         if cited:
             sentences.append(render(load_template(effect), {"words": _enumerated(cited)}))
@@ -200,7 +108,7 @@ def _enumerated(found: Sequence[str]) -> str:
 
 
 def _fallback(
-    placement: Placement, problems: Sequence[str], *, generation: Generation, generator: str
+    placement: Placement, problems: Sequence[str], *, generations: Sequence[Generation], generator: str
 ) -> Explanation:
     if placement.evidence is None:
         shared = shared_words(placement.query.text, placement.document.content)
@@ -210,15 +118,15 @@ def _fallback(
     else:
         citations = tuple(
             Citation(word, effect)
-            for effect in EFFECTS
-            for word in _words_with(effect, placement.evidence)[:MAX_CITED]
+            for effect, found in asked_words(placement).items()
+            for word in found[:MAX_CITED]
         )
-        sentences = _effect_sentences(citations)
+        sentences = _effect_sentences(placement, citations)
     return _explanation(
         placement,
         " ".join([_rank_sentence("fallback", placement), *sentences]),
         citations,
-        generation=generation,
+        generations=generations,
         generator=generator,
         problems=tuple(problems),
     )
@@ -229,7 +137,7 @@ def _explanation(  # noqa: PLR0913 - one argument per part of the record
     text: str,
     citations: Sequence[Citation],
     *,
-    generation: Generation,
+    generations: Sequence[Generation],
     generator: str,
     problems: tuple[str, ...] = (),
 ) -> Explanation:
@@ -242,7 +150,9 @@ def _explanation(  # noqa: PLR0913 - one argument per part of the record
         problems=problems,
         with_attribution=placement.evidence is not None,
         fallback=bool(problems),
-        prompt_tokens=generation.prompt_tokens,
-        generated_tokens=generation.generated_tokens,
+        prompt_tokens=sum(generation.prompt_tokens for generation in generations),
+        generated_tokens=sum(generation.generated_tokens for generation in generations),
         generator=generator,
+        template=placement.template,
+        num_attempts=len(generations),
     )

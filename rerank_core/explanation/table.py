@@ -26,6 +26,8 @@ EXPLANATIONS: Columns = {
     "prompt_tokens": pa.int32(),
     "generated_tokens": pa.int32(),
     "generator": pa.string(),
+    "template": pa.string(),
+    "num_attempts": pa.int32(),
 }
 """In the order of the fields of `Explanation`."""
 

@@ -10,7 +10,7 @@ from jobs.config import ExplainJob
 from jobs.explain import run_explain
 from jobs.manifest import file_digest, folder_digest, write_json
 from rerank_core.attribution.table import attributions_table
-from rerank_core.explanation.explain import OPENING
+from rerank_core.explanation.grounding import openings
 from rerank_core.explanation.table import read_explanations
 from rerank_core.formats import RUN, documents_table, queries_table, table_of, write_table
 from rerank_core.records import Attribution, Document, Query, Unit
@@ -81,7 +81,7 @@ def job(tmp_path: Path) -> ExplainJob:
 
 
 def _assert_own_words(explanation: Explanation) -> None:
-    assert explanation.text.startswith(OPENING)
+    assert explanation.text.startswith(openings())
     assert explanation.grounded
     assert explanation.generated_tokens > 0
     if explanation.with_attribution:

@@ -65,6 +65,8 @@ def explanation_of(
         prompt_tokens=90,
         generated_tokens=12,
         generator="scripted",
+        template="explain_with_attribution" if with_attribution else "explain_without_attribution",
+        num_attempts=1,
     )
 
 

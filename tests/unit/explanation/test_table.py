@@ -7,9 +7,23 @@ from rerank_core.explanation.table import EXPLANATIONS, explanations_table, read
 from rerank_core.formats import write_table
 from rerank_core.records import Explanation
 
-EXPLAINED = Explanation("q", "d", "It has ice.", ("ice",), True, (), True, False, 40, 9, "smollm2")
+EXPLAINED = Explanation(
+    "q", "d", "It has ice.", ("ice",), True, (), True, False, 40, 9, "smollm2", "explain_with_attribution", 1
+)
 REPLACED = Explanation(
-    "q", "d", "Rank 2.", (), False, ("not_json", "empty_text"), False, True, 30, 0, "smollm2"
+    "q",
+    "d",
+    "Rank 2.",
+    (),
+    False,
+    ("not_json", "empty_text"),
+    False,
+    True,
+    30,
+    0,
+    "smollm2",
+    "explain_without_attribution",
+    2,
 )
 
 

@@ -10,17 +10,24 @@ from transformers import AutoTokenizer
 from jobs.config import ExplainJob
 from jobs.explain import (
     ExplainResult,
-    commit_answers,
+    commit_explained,
     engine_requests,
     input_digests,
-    once_answered,
-    planned_placements,
     run_explain,
     whole_shards,
 )
-from jobs.generation import EngineConfig, Failure, engine_environment, engine_settings, failure_reason
+from jobs.generation import (
+    EngineConfig,
+    Failure,
+    Request,
+    engine_environment,
+    engine_settings,
+    failure_reason,
+)
 from jobs.manifest import file_digest, folder_digest, opened_output, read_manifest, write_json
+from jobs.placements import planned_placements
 from jobs.shards import Shard, commit_shard, pending_shards, plan_shards
+from jobs.verified_texts import once_answered, verified
 from rerank_core.attribution.table import attributions_table
 from rerank_core.errors import ConfigError, DataError, JobError
 from rerank_core.explanation.explain import conclude, conclude_failure
@@ -34,7 +41,7 @@ DOCUMENTS = [
     Document("d2", "warm water at the surface of the sea"),
 ]
 QUERIES = [Query("q1", "sea ice"), Query("q2", "warm water")]
-GOOD = json.dumps({"reason": "This document describes the sea.", "raised": ["sea"]})
+GOOD = json.dumps({"sentences": [{"text": "This document describes the sea.", "raised": ["sea"]}]})
 NOT_JSON = "the sea"
 
 
@@ -97,8 +104,27 @@ def test_each_attributed_document_is_explained_with_and_without_its_attribution(
     assert (with_words.query, with_words.document) == (QUERIES[0], DOCUMENTS[0])
     assert (with_words.rank, with_words.num_candidates) == (2, 2)
     assert with_words.evidence is not None
-    assert with_words.evidence.words == (EvidenceWord("sea", 2.0), EvidenceWord("the", -0.5))
+    sea, the = _attribution("q1", "d1").units
+    assert with_words.evidence.words == (
+        EvidenceWord("sea", 2.0, 0.8, (sea,)),
+        EvidenceWord("the", -0.5, 0.2, (the,)),
+    )
     assert without == replace(with_words, evidence=None)
+
+
+def test_with_contrast_a_document_above_another_attributed_one_is_explained_a_third_time(job) -> None:
+    _attribute(
+        job.attributions, run=job.run, prepared=job.prepared, pairs=[("q1", "d1"), ("q1", "d2"), ("q2", "d2")]
+    )
+    placements = planned_placements(replace(job, contrast=True))
+    assert [len(found) for found in placements.values()] == [2, 3, 2]
+    compared = placements["q1", "d2"][2]
+    assert compared.template == "explain_contrast"
+    assert compared.evidence is not None
+    assert compared.evidence.contrast is not None
+    assert (compared.rank, compared.evidence.contrast.rank) == (1, 2)
+    assert compared.evidence.contrast.document == DOCUMENTS[0]
+    assert {len(found) for found in planned_placements(job).values()} == {2}
 
 
 def test_the_number_of_words_is_a_setting(job) -> None:
@@ -175,12 +201,21 @@ def test_an_engine_that_refuses_every_request_fails_the_job_and_commits_nothing(
         shards = plan_shards(job.output, list(placements), size=1)
     work = [(shard, placement) for shard in shards for key in shard.keys for placement in placements[key]]
     refused = [(index, Failure(f"no grammar {index}")) for index in range(len(work))]
+
+    def explained(answers):
+        return verified(
+            [Request(index, [], {}) for index in range(len(work))],
+            [placement for _, placement in work],
+            ask=lambda requests, attempt: once_answered(iter(answers)),
+            generator="g",
+        )
+
     with pytest.raises(JobError, match=r"none of 4 requests, .* reason: no grammar 0; mend the cause"):
-        list(commit_answers(job, work, once_answered(iter(refused))))
+        list(commit_explained(job, work, explained(refused)))
     assert pending_shards(job.output, shards) == shards
     assert read_manifest(job.output)["status"] == "running"
     one_answered: list[tuple[int, Generation | Failure]] = [(0, Generation(GOOD, 9, 8)), *refused[1:]]
-    assert list(commit_answers(job, work, once_answered(iter(one_answered)))) == [2, 2]
+    assert list(commit_explained(job, work, explained(one_answered))) == [2, 2]
     assert [e.fallback for e in read_explanations(job.output)] == [False, True, True, True]
 
 
@@ -188,19 +223,51 @@ def test_shards_are_whole_and_in_order_whatever_the_order_of_the_answers(job) ->
     placements = planned_placements(job)
     shards = [Shard(4, (("q1", "d1"),)), Shard(7, (("q2", "d2"),))]
     work = [(shard, placement) for shard in shards for key in shard.keys for placement in placements[key]]
-    answers: list[tuple[int, Generation | Failure]] = [
-        (3, Generation(NOT_JSON, 5, 2)),
-        (0, Generation(GOOD, 9, 8)),
-        (2, Failure("too long")),
-        (1, Failure("x")),
+    explained = [
+        (index, conclude_failure(work[index][1], f"failure {index}", generator="g")) for index in (3, 0, 2, 1)
     ]
-    found = list(whole_shards(work, iter(answers), generator="g"))
+    found = list(whole_shards(work, iter(explained)))
     assert [shard.index for shard, _ in found] == [7, 4]
     (second, first) = (explanations for _, explanations in found)
     assert [explanation.with_attribution for explanation in first] == [True, False]
-    assert second[0].problems == ("generator_failed: too long",)
-    assert second[1].problems == ("not_json", "empty_text")
-    assert first[1].problems == ("generator_failed: x",)
+    problems = [explanation.problems for explanation in (*first, *second)]
+    assert problems == [(f"generator_failed: failure {index}",) for index in range(4)]
+
+
+def test_refused_texts_are_asked_for_once_more_and_each_request_is_concluded_once(job) -> None:
+    placements = [placement for both in planned_placements(job).values() for placement in both]
+    requests = [Request(index, [], {}) for index in range(4)]
+    good, bad = Generation(GOOD, 9, 8), Generation(NOT_JSON, 5, 2)
+    script: dict[int, list[tuple[int, Generation | Failure]]] = {
+        1: [(3, bad), (0, good), (2, bad), (1, Failure("too long"))],
+        2: [(2, good), (3, Failure("gone"))],
+    }
+    asked = []
+
+    def ask(some, attempt):
+        asked.append((attempt, [request.index for request in some]))
+        return iter(script[attempt])
+
+    found = list(verified(requests, placements, ask=ask, generator="g"))
+    assert asked == [(1, [0, 1, 2, 3]), (2, [2, 3])]
+    assert [index for index, _ in found] == [0, 1, 2, 3]
+    explanations = dict(found)
+    assert [explanations[i].num_attempts for i in range(4)] == [1, 0, 2, 1]
+    assert [explanations[i].fallback for i in range(4)] == [False, True, False, True]
+    assert (explanations[2].prompt_tokens, explanations[2].generated_tokens) == (14, 10)
+    assert explanations[3].problems == ("not_json", "empty_text")  # of the text that there is
+
+
+def test_nothing_is_asked_twice_where_nothing_is_refused(job) -> None:
+    placements = [placement for both in planned_placements(job).values() for placement in both][:1]
+    asked = []
+
+    def ask(some, attempt):
+        asked.append(attempt)
+        return iter([(0, Generation(GOOD, 9, 8))])
+
+    ((_, explanation),) = verified([Request(0, [], {})], placements, ask=ask, generator="g")
+    assert (asked, explanation.num_attempts) == ([1], 1)
 
 
 def _commit_all(job) -> None:
@@ -208,7 +275,7 @@ def _commit_all(job) -> None:
     placements = planned_placements(job)
     shards = plan_shards(job.output, list(placements), size=1)
     for shard, (key, (with_words, without)) in zip(shards, placements.items(), strict=True):
-        first = conclude(with_words, Generation(GOOD if key[0] == "q1" else NOT_JSON, 9, 8), generator="g")
+        first = conclude(with_words, [Generation(GOOD if key[0] == "q1" else NOT_JSON, 9, 8)], generator="g")
         second = conclude_failure(without, "x", generator="g")
         table = explanations_table([first, second])
         commit_shard(job.output, shard, table, key_columns=("query_id", "doc_id"), quarantined=())
@@ -219,7 +286,15 @@ def test_committed_shards_are_not_generated_again_and_the_fallback_rate_is_kept(
     with opened_output(job.output, job="explain", config=job, inputs=inputs):
         _commit_all(job)
     result = run_explain(job)
-    assert result == ExplainResult(job.output, num_documents=2, num_fallbacks_with=1, num_fallbacks_without=2)
+    assert result == ExplainResult(
+        job.output,
+        num_documents=2,
+        num_texts_with=2,
+        num_texts_without=2,
+        num_fallbacks_with=1,
+        num_fallbacks_without=2,
+        num_retried=0,
+    )
     assert read_manifest(job.output)["results"]["fallback_rate"] == result.fallback_rate == 0.75
     assert "fallback rate 75%" in capsys.readouterr().err
     assert run_explain(job) == result
@@ -271,6 +346,7 @@ def test_on_a_cpu_the_engine_is_small_and_in_float32(job) -> None:
     assert (settings["dtype"], settings["enforce_eager"], settings["seed"]) == ("float32", True, 3)
     assert settings["max_num_batched_tokens"] == settings["max_model_len"] == 4096
     assert settings["kv_cache_memory_bytes"] <= 1024**3
+    assert settings["enable_chunked_prefill"] is False
     assert "dtype" not in engine_settings(engine, on_gpu=True)
 
 

@@ -171,7 +171,19 @@ def _write_words(job: ReportJob) -> None:
 
 def _write_texts(job: ReportJob) -> None:
     good = Explanation(
-        "q0", "a", "It names sea and ice.", ("sea", "ice"), True, (), True, False, 9, 5, "scripted"
+        "q0",
+        "a",
+        "It names sea and ice.",
+        ("sea", "ice"),
+        True,
+        (),
+        True,
+        False,
+        9,
+        5,
+        "scripted",
+        "explain_with_attribution",
+        1,
     )
     bare = replace(good, text="It is about ice.", cited=("ice",), with_attribution=False)
     replaced = replace(good, query_id="q2", doc_id="d", fallback=True, problems=("absent",), cited=())

@@ -10,7 +10,9 @@ from rerank_core.prompting.parse import MAX_ANSWER_CHARS, Answer, Citation, pars
 
 
 def test_text_and_citations_are_read() -> None:
-    answer = parse_answer('{"reason": "It  has\\nice.", "raised": ["ice", "Snow"], "lowered": ["sand"]}')
+    answer = parse_answer(
+        '{"sentences": [{"text": "It  has\\nice.", "raised": ["ice", "Snow"], "lowered": ["sand"]}]}'
+    )
     assert answer.text == "It has ice."
     assert answer.citations == (
         Citation("ice", "raised"),
@@ -21,7 +23,10 @@ def test_text_and_citations_are_read() -> None:
 
 
 def test_a_word_cited_twice_for_the_same_effect_counts_once() -> None:
-    answer = parse_answer('{"reason": "x", "raised": ["Ice", "ice"], "lowered": ["ICE"]}')
+    answer = parse_answer(
+        '{"sentences": [{"text": "x", "raised": ["Ice", "ice"]}, {"text": "y", "lowered": ["ICE"]}]}'
+    )
+    assert answer.text == "x y"
     assert answer.citations == (Citation("Ice", "raised"), Citation("ICE", "lowered"))
 
 
@@ -29,16 +34,20 @@ def test_a_word_cited_twice_for_the_same_effect_counts_once() -> None:
     ("raw", "problem"),
     [
         ("", "not_json"),
-        ('{"reason": "cut', "not_json"),
+        ('{"sentences": [{"text": "cut', "not_json"),
         ("[" * 10_000, "not_json"),
         ("9" * 10_000, "not_json"),
         ("[1]", "not_an_object"),
         ("x" * (MAX_ANSWER_CHARS + 1), "answer_too_long"),
-        ("{}", "no_reason"),
-        ('{"reason": 3}', "no_reason"),
-        ('{"reason": "x", "raised": "ice"}', "not_a_list_of_words:raised"),
-        ('{"reason": "x", "lowered": [1]}', "not_a_list_of_words:lowered"),
-        ('{"reason": "x", "tool": 1}', "unknown_field"),
+        ("{}", "no_sentences"),
+        ('{"sentences": []}', "no_sentences"),
+        ('{"sentences": {"text": "x"}}', "no_sentences"),
+        ('{"sentences": ["x"]}', "no_text"),
+        ('{"sentences": [{"text": 3}]}', "no_text"),
+        ('{"sentences": [{"text": "x", "raised": "ice"}]}', "not_a_list_of_words:raised"),
+        ('{"sentences": [{"text": "x", "lowered": [1]}]}', "not_a_list_of_words:lowered"),
+        ('{"sentences": [{"text": "x", "tool": 1}]}', "unknown_field"),
+        ('{"sentences": [{"text": "x"}], "tool": 1}', "unknown_field"),
     ],
 )
 def test_what_cannot_be_read_is_a_problem(raw, problem) -> None:
@@ -46,7 +55,7 @@ def test_what_cannot_be_read_is_a_problem(raw, problem) -> None:
 
 
 def test_a_lone_surrogate_is_replaced() -> None:
-    answer = parse_answer('{"reason": "ice \\ud800", "raised": ["\\udfff"]}')
+    answer = parse_answer('{"sentences": [{"text": "ice \\ud800", "raised": ["\\udfff"]}]}')
     assert answer.text == "ice ?"
     assert answer.citations == (Citation("?", "raised"),)
 
@@ -54,10 +63,13 @@ def test_a_lone_surrogate_is_replaced() -> None:
 _JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(), lambda part: st.lists(part, max_size=3)
 )
-_FIELDS = st.sampled_from(["reason", "raised", "lowered", "other"])
+_FIELDS = st.sampled_from(["text", "raised", "lowered", "other_raised", "other"])
+_SENTENCES = st.lists(st.dictionaries(_FIELDS, _JSON) | _JSON, max_size=3).map(
+    lambda found: {"sentences": found}
+)
 
 
-@given(st.text() | st.dictionaries(_FIELDS, _JSON).map(json.dumps))
+@given(st.text() | _JSON.map(json.dumps) | _SENTENCES.map(json.dumps))
 def test_any_answer_is_read_or_has_a_problem(raw) -> None:
     answer = parse_answer(raw)
     assert isinstance(answer, Answer)

@@ -1,0 +1,32 @@
+"""The sentences of a document that give orders, instead of describing something."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from rerank_core.prompting.render import load_template
+
+_SENTENCE = re.compile(r"(?:[^.!?\n]|\.(?=\S)|\n(?!\s*\n))+(?:[.!?]+|\n\s*\n|\Z)\s*|.", re.DOTALL)
+
+
+def without_instructions(text: str) -> str:
+    """Return a text without its sentences that give orders, or speak of prompts, models and their verdicts.
+
+    Neither what a prompt shows nor what an explanation may say comes from such a sentence: a document that
+    holds one cannot have it carried out. A line break does not end a sentence, a blank line does. The
+    patterns (`templates/orders.txt`) are English, and err on the side of leaving a sentence out; an order
+    that they miss still meets the other checks of `grounding`.
+    """
+    kept = (found.group() for found in _SENTENCE.finditer(text))
+    return "".join(sentence for sentence in kept if not _gives_orders(sentence)).strip()
+
+
+def _gives_orders(sentence: str) -> bool:
+    line = " ".join(sentence.split())
+    return any(pattern.search(line) for pattern in _orders())
+
+
+@cache
+def _orders() -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(line, re.IGNORECASE) for line in load_template("orders").splitlines())

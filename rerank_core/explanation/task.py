@@ -1,0 +1,188 @@
+"""What a text generator is asked about a document's placement."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rerank_core.explanation.grounding import citable, connectives, openings, refused_words
+from rerank_core.explanation.instructions import without_instructions
+from rerank_core.prompting.render import load_template, neutralise, render
+from rerank_core.text import normalise, words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from rerank_core.prompting.parse import Effect
+    from rerank_core.records import Document, Evidence, Query
+
+MAX_CITED = 3
+"""Words that an explanation cites for each effect."""
+
+MAX_SENTENCES = 2
+
+MAX_DOCUMENT_CHARS = 4000
+"""Longest part of a document's text that a prompt shows."""
+
+MAX_VOCABULARY = 400
+"""Distinct words of a document that a text may use; bounds the size of the schema."""
+
+MIN_TERMS, MAX_TERMS = 6, 24
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A document at a rank (from 1) for a query, to be explained; without evidence, from the texts alone."""
+
+    query: Query
+    document: Document
+    rank: int
+    num_candidates: int
+    evidence: Evidence | None
+
+    @property
+    def is_low(self) -> bool:
+        """Whether it stands in the lower half of its list: then what lowered its score is told first."""
+        return self.num_candidates > 1 and 2 * self.rank > self.num_candidates
+
+    @property
+    def template(self) -> str:
+        """The name of the prompt template that asks about it."""
+        if self.evidence is None:
+            return "explain_without_attribution"
+        if self.evidence.contrast is not None:
+            return "explain_contrast"
+        return "explain_low_rank" if self.is_low else "explain_with_attribution"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a text generator is asked: a prompt, and the JSON schema of the answer."""
+
+    prompt: str
+    schema: Mapping[str, Any]
+
+
+def build_task(
+    placement: Placement, *, special_tokens: Iterable[str] = (), max_document_chars: int = MAX_DOCUMENT_CHARS
+) -> Task:
+    """Return what to ask about a placement, showing the first `max_document_chars` of each document's text.
+
+    The answer is one or two sentences in the document's own words (and `connectives` to join them); with
+    evidence, each cites `MAX_CITED` evidence words at most for each effect that they had. Sentences of a
+    document that give orders are neither shown nor a source of words.
+    """
+    tokens = tuple(special_tokens)
+    title = without_instructions(placement.document.title)
+    text = _beginning(without_instructions(placement.document.text), max_document_chars)
+    slots = {
+        "query": neutralise(placement.query.text, special_tokens=tokens),
+        "title": neutralise(title, special_tokens=tokens),
+        "text": neutralise(text, special_tokens=tokens),
+        "url": neutralise(placement.document.url, special_tokens=tokens),
+        "rank": str(placement.rank),
+        "num_candidates": str(placement.num_candidates),
+    }
+    properties: dict[str, Any] = {
+        "text": {"type": "string", "pattern": _sentence_pattern(f"{title}\n{text}")}
+    }
+    if placement.evidence is not None:
+        by_effect = asked_words(placement)
+        slots["words"] = json.dumps(by_effect, ensure_ascii=False)
+        slots |= _other_slots(placement.evidence, tokens=tokens, max_chars=max_document_chars)
+        properties |= {effect: _word_list(found) for effect, found in by_effect.items() if found}
+    sentence = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    schema = {
+        "type": "object",
+        "properties": {
+            "sentences": {"type": "array", "items": sentence, "minItems": 1, "maxItems": MAX_SENTENCES}
+        },
+        "required": ["sentences"],
+        "additionalProperties": False,
+    }
+    return Task(render(load_template(placement.template), slots), schema)
+
+
+def effects_told(placement: Placement) -> tuple[Effect, ...]:
+    """Return the effects that an explanation tells of, in their order.
+
+    Why a document is above another: what raised its score and what lowered the other's. Where neither
+    happened, it is above in spite of both lists, and they are told.
+    """
+    if placement.evidence is None:
+        return ()
+    if placement.evidence.contrast is None:
+        return ("lowered", "raised") if placement.is_low else ("raised", "lowered")
+    found = citable(placement.evidence)
+    return (
+        ("raised", "other_lowered")
+        if found["raised"] or found["other_lowered"]
+        else ("lowered", "other_raised")
+    )
+
+
+def asked_words(placement: Placement) -> dict[Effect, list[str]]:
+    """Return the words that an explanation may cite, by the effect that they had, in the order told."""
+    if placement.evidence is None:
+        return {}
+    found = citable(placement.evidence)
+    return {effect: [word.text for word in found[effect]] for effect in effects_told(placement)}
+
+
+def _other_slots(evidence: Evidence, *, tokens: Sequence[str], max_chars: int) -> dict[str, str]:
+    if evidence.contrast is None:
+        return {}
+    other = evidence.contrast.document
+    text = _beginning(without_instructions(other.text), max_chars)
+    return {
+        "other_title": neutralise(without_instructions(other.title), special_tokens=tokens),
+        "other_text": neutralise(text, special_tokens=tokens),
+        "other_rank": str(evidence.contrast.rank),
+    }
+
+
+def _beginning(text: str, max_chars: int) -> str:
+    """Return whole words from the start of a text, `max_chars` at most; part of the first if it is longer."""
+    if len(text) <= max_chars:
+        return text
+    return re.sub(r"\S+\Z", "", text[: max_chars + 1]).rstrip() or text[:max_chars]
+
+
+def _word_list(enum: Sequence[str]) -> dict[str, Any]:
+    return {
+        "type": "array",
+        "items": {"enum": list(enum)},
+        "minItems": min(MAX_CITED, len(enum)),
+        "maxItems": MAX_CITED,
+    }
+
+
+def _sentence_pattern(content: str) -> str:
+    """Return a pattern for a sentence of connectives and the content's terms, as written or in lower case."""
+    allowed = (
+        term for term in _terms(content) if not refused_words() & {normalise(w.text) for w in words(term)}
+    )
+    own = list(dict.fromkeys(allowed))[:MAX_VOCABULARY]
+    vocabulary = dict.fromkeys([*own, *(term.lower() for term in own), *connectives()])
+    longest_first = sorted(vocabulary, key=len, reverse=True)
+    term = f"({'|'.join(re.escape(t) for t in longest_first)})"
+    opening = "|".join(openings())
+    return f"^({opening}) ({term},? ){{{MIN_TERMS - 1},{MAX_TERMS - 1}}}{term}\\.$"
+
+
+def _terms(content: str) -> Iterator[str]:
+    """Yield words, and in one piece those that hyphens join: `ice`, `multi-angle`, `2003-2020`."""
+    found = words(content)
+    first = 0
+    for last, word in enumerate(found):
+        follower = found[last + 1] if last + 1 < len(found) else None
+        if follower is None or content[word.end : follower.start] != "-":
+            yield content[found[first].start : word.end]
+            first = last + 1
