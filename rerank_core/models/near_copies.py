@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from rerank_core.models.prefix_tree import PrefixTree
@@ -68,10 +69,10 @@ class PieceEncoder:
         return self._encoder.joined(head, ids)
 
     def _joined_pieces(self, text: str) -> list[int]:
-        ids: list[int] = []
-        for piece in _WORD_STARTS.split(text):
-            tokens = self._pieces.get(piece)
-            if tokens is None:
-                tokens = self._pieces[piece] = self._encoder.text_ids(piece)
-            ids += tokens
-        return ids
+        pieces = _WORD_STARTS.split(text)
+        try:
+            return list(chain.from_iterable(map(self._pieces.__getitem__, pieces)))
+        except KeyError:
+            for piece in set(pieces) - self._pieces.keys():
+                self._pieces[piece] = self._encoder.text_ids(piece)
+            return self._joined_pieces(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,8 +58,8 @@ class PrefixTree:
 
     def _begin(self) -> None:
         self._memory = _NodeMemory()
-        self._children: dict[tuple[int, int], int] = {}
-        self._heads: dict[tuple[int, ...], array[int]] = {}  # the paths of what stands before documents
+        self._sequences: list[bytes] = []  # all that were inserted, sorted
+        self._paths: dict[bytes, array[int]] = {}
         self._scores: dict[int, float] = {}
         self._num_nodes = 1  # node 0 stands for no token: the parent of first tokens, and the padding
 
@@ -78,47 +79,53 @@ class PrefixTree:
         return scores
 
     def _score_group(self, pairs: Sequence[EncodedPair]) -> list[float]:
-        paths = []
+        first_new = self._num_nodes
+        level_of_new = array("i")  # of the nodes that this call adds, in their order
         levels: list[list[_Branch]] = []
-        level_of: dict[int, int] = {}  # of the nodes that this call adds
+        ends = []
         for pair in pairs:
-            path, num_new = self._inserted(pair)
-            paths.append(path)
-            if num_new:
-                level = level_of.get(path[-num_new - 1], -1) + 1 if num_new < len(path) else 0
-                level_of.update(dict.fromkeys(path[-num_new:], level))
-                if level == len(levels):
-                    levels.append([])
-                levels[level].append(_Branch(path, pair.input_ids, num_new))
+            tokens = array("i", pair.input_ids)
+            path, num_known = self._inserted(tokens)
+            ends.append(path[-1])
+            if path[-1] in self._scores:
+                continue
+            self._scores[path[-1]] = math.nan  # until it is computed
+            # Where a longer one passed before, the last token runs again for its score.
+            num_new = len(path) - num_known or 1
+            parent = path[-num_new - 1] if num_new < len(path) else _ROOT
+            level = level_of_new[parent - first_new] + 1 if parent >= first_new else 0
+            level_of_new.extend([level] * (len(path) - num_known))
+            if level == len(levels):
+                levels.append([])
+            levels[level].append(_Branch(path, tokens, num_new))
         self._memory.reserve(self._num_nodes)
         for branches in levels:  # a branch looks at branches of earlier levels
             for batch in self._batches(branches):
                 self._compute(batch)
-        return [self._scores[path[-1]] for path in paths]
+        return [self._scores[end] for end in ends]
 
-    def _inserted(self, pair: EncodedPair) -> tuple[array[int], int]:
-        """Return a pair's path of nodes, and how many at its end are still to be computed."""
-        tokens, children = pair.input_ids, self._children
-        head = tokens[: pair.document_start]
-        path = array("q", self._heads.get(head, b""))
-        node = path[-1] if path else _ROOT
-        for token in tokens[len(path) :]:
-            child = children.get((node, token))
-            if child is None:
-                break
-            path.append(child)
-            node = child
-        num_new = len(tokens) - len(path)
-        for token in tokens[len(path) :]:
-            children[node, token] = node = self._num_nodes
-            path.append(node)
-            self._num_nodes += 1
-        if head not in self._heads:
-            self._heads[head] = path[: len(head)]
-        if node in self._scores:
-            return path, 0
-        self._scores[node] = math.nan  # until it is computed
-        return path, num_new or 1  # where a longer one passed before, the last token runs again for its score
+    def _inserted(self, tokens: array[int]) -> tuple[array[int], int]:
+        """Return a sequence's path of nodes, and how many at its beginning were there before.
+
+        Of all sequences the one before or the one behind it in their sorted order has most tokens in common
+        with it at the beginning.
+        """
+        sequence = tokens.tobytes()
+        path = self._paths.get(sequence)
+        if path is not None:
+            return path, len(path)
+        place = bisect_left(self._sequences, sequence)
+        num_known, path = 0, array("q")
+        for neighbour in self._sequences[max(place - 1, 0) : place + 1]:
+            num_shared = _num_shared(sequence, neighbour) // tokens.itemsize
+            if num_shared > num_known:
+                num_known, path = num_shared, self._paths[neighbour][:num_shared]
+        num_added = len(tokens) - num_known
+        path.extend(range(self._num_nodes, self._num_nodes + num_added))
+        self._num_nodes += num_added
+        self._sequences.insert(place, sequence)
+        self._paths[sequence] = path
+        return path, num_known
 
     def _batches(self, branches: list[_Branch]) -> Iterator[list[_Branch]]:
         """Yield the branches in batches of similar lengths: padding may not cost more than another call."""
@@ -168,12 +175,19 @@ class PrefixTree:
         return torch.from_numpy(array).to(self._device)
 
 
+def _num_shared(one: bytes, other: bytes) -> int:
+    """Return how many bytes two sequences have in common at their beginnings."""
+    length = min(len(one), len(other))
+    differing = int.from_bytes(one[:length], "big") ^ int.from_bytes(other[:length], "big")
+    return length - (differing.bit_length() + 7) // 8
+
+
 class _Branch:
     """A sequence with its path; its last `num_new` nodes are to be computed."""
 
     __slots__ = ("num_new", "path", "tokens")
 
-    def __init__(self, path: array[int], tokens: Sequence[int], num_new: int) -> None:
+    def __init__(self, path: array[int], tokens: array[int], num_new: int) -> None:
         self.path, self.tokens, self.num_new = path, tokens, num_new
 
 
