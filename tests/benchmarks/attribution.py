@@ -259,14 +259,15 @@ def largest_difference(theirs: Sequence[tuple[FloatArray, int]], ours: Sequence[
     return max(differences)
 
 
-def parity(task: Task) -> float:
+def parity(task: Task, *, max_evals: int) -> float:
     """Return the largest difference of values in float64, as a share of the largest value."""
     double = LanguageModelScorer(
         copy.deepcopy(task.scorer.model).double(), task.scorer.encoder, digest=task.scorer.digest
     )
     task = Task(double, task.query, task.texts)
-    ours = Ours(task, PartitionOwen(MAX_EVALS)).attribute(task.texts)
-    return largest_difference(attributed_by(Stock(task), task.texts), ours)
+    ours = Ours(task, PartitionOwen(max_evals)).attribute(task.texts)
+    stock = [Stock(task).attribute(text, max_evals=max_evals) for text in task.texts]
+    return largest_difference(stock, ours)
 
 
 @dataclass(frozen=True, slots=True)
@@ -458,7 +459,10 @@ def main() -> None:
     }
     of_encoder = same_values("encoder, M = 64", task(encoder, num_tokens=64), num_rounds=options.rounds)
     differences = [
-        parity(build_task(scorer, num_tokens=num_tokens, num_texts=options.parity))
+        parity(
+            build_task(scorer, num_tokens=num_tokens, num_texts=options.parity),
+            max_evals=options.parity_evals,
+        )
         for scorer in (causal, encoder)
         for num_tokens in options.parity_tokens
     ]
@@ -501,6 +505,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds over all texts")
     parser.add_argument("--texts", type=int, default=4, help="texts of a round")
     parser.add_argument("--parity", type=int, default=1, help="texts compared in float64, of each length")
+    parser.add_argument("--parity-evals", type=int, default=MAX_EVALS, help="evaluations of each of them")
     parser.add_argument("--parity-tokens", type=int, nargs="+", default=[32], help="their lengths")
     parser.add_argument("--study", type=int, default=4, help="texts with exact values, causal scorer")
     parser.add_argument("--study-encoder", type=int, default=0, help="texts with exact values, encoder")
