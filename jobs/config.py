@@ -293,7 +293,7 @@ class ReportJob:
     explanations: Path = field(metadata=PLACE)
     """Folder written by `whyrank explain`."""
     output: Path = field(metadata=PLACE)
-    """Folder that receives report.html and the PNGs."""
+    """Folder that receives report.html, and its pictures as PNG and SVG in the folder `pictures`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

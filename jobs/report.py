@@ -1,4 +1,4 @@
-"""The outputs of the other jobs in, one HTML page with three pictures out."""
+"""The outputs of the other jobs in, one HTML page with its pictures as files out."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from rerank_core.evaluation.findings import (
     RankedQuery,
     telling_lines,
 )
-from rerank_core.evaluation.pictures import draw_pictures
+from rerank_core.evaluation.picture_files import draw_pictures
 from rerank_core.evaluation.report import render_report
 from rerank_core.evaluation.significance import Interval
 from rerank_core.explanation.table import read_explanations
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("whyrank.report")
 
 PAGE = "report.html"
+PICTURES = "pictures"
 SHARDS = ("data/shard-*.parquet",)
 
 
@@ -87,7 +88,7 @@ class _Prepared:
 
 
 def run_report(config: ReportJob) -> ReportResult:
-    """Write `report.html` and the PNGs.
+    """Write `report.html`, and its pictures as PNG and as SVG into the folder `pictures` beside it.
 
     The ranks shown are those of the test queries that the metrics cover.
 
@@ -107,13 +108,18 @@ def run_report(config: ReportJob) -> ReportResult:
             names = read_manifest(config.output)["results"]["pictures"]
         else:
             html.write_text(render_report(findings), encoding="utf-8")
-            pictures = draw_pictures(findings)
-            for name, png in pictures.items():
-                (config.output / name).write_bytes(png)
-            names = list(pictures)
+            names = _write_pictures(config.output, draw_pictures(findings))
             training = str(inputs["train"].folder) if "train" in inputs else None
             finish_output(config.output, results={"page": PAGE, "pictures": names, "training": training})
     return ReportResult(html, tuple(config.output / name for name in names), telling_lines(findings))
+
+
+def _write_pictures(output: Path, pictures: Mapping[str, bytes]) -> list[str]:
+    """Write the pictures and return where they are, relative to the output folder."""
+    (output / PICTURES).mkdir(exist_ok=True)
+    for name, content in pictures.items():
+        (output / PICTURES / name).write_bytes(content)
+    return [f"{PICTURES}/{name}" for name in pictures]
 
 
 def _finished_inputs(config: ReportJob) -> dict[str, _Input]:

@@ -22,7 +22,7 @@ class Segment:
 
     text: str
     value: float | None = None
-    strength: float = 0.0  # value divided by the document's largest absolute value: -1 to 1
+    strength: float = 0.0  # value divided by the value of full colour: -1 to 1
     is_strong: bool = False  # among the ten largest absolute values
     is_cited: bool = False
 
@@ -35,20 +35,33 @@ class HeatMap:
     text: tuple[Segment, ...]
     title_sum: float
     text_sum: float
-    largest: float  # absolute value
     num_unread: int  # characters after the last one that the scorer read
 
 
-def heat_map(attribution: Attribution, document: Document, *, cited: Sequence[str]) -> HeatMap:
+def largest_value(attribution: Attribution) -> float:
+    """Return the largest absolute value of a unit, in logits; 0 without units."""
+    return max((abs(value) for value in attribution.values), default=0.0)
+
+
+def heat_map(
+    attribution: Attribution, document: Document, *, cited: Sequence[str], scale: float | None = None
+) -> HeatMap:
     """Lay an attribution over its document; `cited` are the words to mark as cited, in any spelling.
+
+    `scale` is the absolute value that gets full colour, in logits: that of the document's own strongest word
+    unless given. Documents that are compared share one.
 
     Raises:
         DataError: the units do not lie in the document one after the other.
+        ValueError: a value is beyond the scale.
     """
-    largest = max((abs(value) for value in attribution.values), default=0.0)
+    largest = largest_value(attribution)
+    scale = largest if scale is None else scale
+    if scale < largest:
+        raise ValueError(f"scale must be at least the largest absolute value {largest}, got {scale}")
     order = sorted(range(len(attribution.values)), key=lambda i: (-abs(attribution.values[i]), i))
     strong = frozenset(i for i in order[:NUM_STRONG] if attribution.values[i] != 0)
-    marks = _Marks(largest=largest, strong=strong, cited=frozenset(map(normalise, cited)))
+    marks = _Marks(scale=scale, strong=strong, cited=frozenset(map(normalise, cited)))
     title, title_read = _segments(attribution, document.title, field="title", marks=marks)
     text, text_read = _segments(attribution, document.text, field="text", marks=marks)
     unread = 0
@@ -63,14 +76,13 @@ def heat_map(attribution: Attribution, document: Document, *, cited: Sequence[st
         text=text,
         title_sum=_field_sum(attribution, "title"),
         text_sum=_field_sum(attribution, "text"),
-        largest=largest,
         num_unread=unread,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Marks:
-    largest: float
+    scale: float  # the absolute value of full colour
     strong: frozenset[int]  # indices of units
     cited: frozenset[str]  # normalised
 
@@ -98,7 +110,7 @@ def _segments(
         if position < unit.start:
             segments.append(Segment(content[position : unit.start]))
         word = content[unit.start : unit.end]
-        strength = value / marks.largest if marks.largest else 0.0
+        strength = value / marks.scale if marks.scale else 0.0
         is_cited = normalise(word) in marks.cited
         segments.append(Segment(word, value, strength, index in marks.strong, is_cited))
         position = unit.end

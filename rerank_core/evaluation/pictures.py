@@ -1,4 +1,4 @@
-"""Findings in, PNG bytes out: metrics with intervals, rank changes, words."""
+"""Findings in, figures out: metrics with intervals, rank changes, words."""
 
 from __future__ import annotations
 
@@ -6,26 +6,24 @@ import io
 import re
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from rerank_core.evaluation.colours import PALETTES, Palette, Theme, mix, readable_on
 from rerank_core.evaluation.findings import (
     DEPTH,
     ExplainedDocument,
-    Findings,
     MetricRow,
     MetricTable,
     RankedQuery,
-    chosen_queries,
-    most_telling,
     row_label,
     signed,
 )
@@ -38,30 +36,8 @@ if TYPE_CHECKING:
 
     from rerank_core.evaluation.significance import Interval
 
-Theme = Literal["light", "dark"]
-Colour = tuple[float, float, float]
-
 DPI: Final = 200
 PIXELS_PER_INCH: Final = 100  # of layout; the file has DPI / 100 times as many
-
-
-@dataclass(frozen=True, slots=True)
-class Palette:
-    """The colours of one theme; `raises` and `lowers` differ for every kind of colour vision."""
-
-    paper: str
-    ink: str
-    faint: str
-    rule: str
-    accent: str
-    raises: str
-    lowers: str
-
-
-PALETTES: Final[dict[Theme, Palette]] = {
-    "light": Palette("#ffffff", "#1b2230", "#5d6778", "#dfe3ea", "#0b7a70", "#d9730d", "#2b6cc4"),
-    "dark": Palette("#171b23", "#e8ebf1", "#a0a9b8", "#3a4352", "#3fc1b0", "#f2994a", "#6ea8f7"),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,21 +58,6 @@ class PictureStyle:
         return self.width < 500
 
 
-METRICS: Final = "metrics.png"
-RANK_CHANGES: Final = "rank_changes.png"
-WORDS: Final = "words.png"
-
-
-def draw_pictures(findings: Findings) -> dict[str, bytes]:
-    """Return the report's pictures as files, by name: `metrics.png`, `rank_changes.png`, `words.png`."""
-    style = PictureStyle()
-    return {
-        METRICS: draw_metrics(findings.metrics, style),
-        RANK_CHANGES: draw_rank_changes(chosen_queries(findings.queries), style),
-        WORDS: draw_words(most_telling(findings.explained), style),
-    }
-
-
 def new_figure(style: PictureStyle, *, height: float) -> Figure:
     """Return an empty figure of the style's width and paper, `height` CSS pixels high."""
     size = (style.width / PIXELS_PER_INCH, height / PIXELS_PER_INCH)
@@ -112,6 +73,15 @@ def png_of(figure: Figure) -> bytes:
     stream = io.BytesIO()
     # 256 colours are enough for flat shapes, and make the page a third of its size.
     drawn.quantize(256, dither=Image.Dither.NONE).save(stream, format="png", optimize=True)
+    return stream.getvalue()
+
+
+def svg_of(figure: Figure) -> bytes:
+    """Return a figure as an SVG file, its letters drawn as shapes; figures made alike give the same bytes."""
+    stream = io.BytesIO()
+    # Without a salt of our own and with a date, every file would differ.
+    with rc_context({"svg.hashsalt": "whyrank"}):
+        figure.savefig(stream, format="svg", facecolor=figure.get_facecolor(), metadata={"Date": None})
     return stream.getvalue()
 
 
@@ -141,7 +111,7 @@ def clear_axes(axes: Axes, palette: Palette) -> None:
 # ---------------------------------------------------------------------------------------------------- metrics
 
 
-def draw_metrics(table: MetricTable, style: PictureStyle) -> bytes:
+def draw_metrics(table: MetricTable, style: PictureStyle) -> Figure:
     """Draw every row's headline metric and its paired change against the first stage, with intervals."""
     rows = table.rows
     compared = [row for row in rows if row.kind in ("run", "fusion")]
@@ -158,7 +128,7 @@ def draw_metrics(table: MetricTable, style: PictureStyle) -> bytes:
     if not style.is_narrow:  # the same lines as on the left
         changes.set_ylim(*values.get_ylim())
         changes.set_yticks([])
-    return png_of(figure)
+    return figure
 
 
 def _draw_values(axes: Axes, table: MetricTable, style: PictureStyle) -> None:
@@ -225,7 +195,7 @@ def _draw_dots(
 # ----------------------------------------------------------------------------------------------- rank changes
 
 
-def draw_rank_changes(queries: Sequence[RankedQuery], style: PictureStyle) -> bytes:
+def draw_rank_changes(queries: Sequence[RankedQuery], style: PictureStyle) -> Figure:
     """Draw a panel per query: a line per document from its BM25 rank to its rank, the grade at both ends."""
     columns = 1 if style.is_narrow else max(len(queries), 2)
     rows = -(-len(queries) // columns)
@@ -236,7 +206,7 @@ def draw_rank_changes(queries: Sequence[RankedQuery], style: PictureStyle) -> by
         axes.set_visible(False)
     for axes, query in zip(grid.flat, queries, strict=False):
         _slopes(axes, query, style, highest=highest)
-    return png_of(figure)
+    return figure
 
 
 def _slopes(axes: Axes, query: RankedQuery, style: PictureStyle, *, highest: int) -> None:
@@ -247,13 +217,13 @@ def _slopes(axes: Axes, query: RankedQuery, style: PictureStyle, *, highest: int
     lowest = min(below, max((max(d.first_stage_rank, d.rank) for d in shown), default=1))
     for ranked in sorted(shown, key=lambda d: d.grade or 0):
         share = (ranked.grade or 0) / highest
-        colour = _mix(palette.rule, palette.accent, share)
+        colour = mix(palette.rule, palette.accent, share)
         ends = [min(ranked.first_stage_rank, below), min(ranked.rank, below)]
         axes.plot([0, 1], ends, color=colour, linewidth=1.2 + 2.2 * share, zorder=1 + share)
         axes.plot(
             [0, 1], ends, "o", color=colour, markersize=13, markeredgecolor=palette.paper, zorder=3 + share
         )
-        ink = _readable_on(colour)
+        ink = readable_on(colour)
         for x, y in zip((0, 1), ends, strict=True):
             grade = "?" if ranked.grade is None else str(ranked.grade)
             _label(axes, (x, y), grade, ha="center", va="center_baseline", fontsize=7.5, color=ink, zorder=5)
@@ -283,17 +253,6 @@ def _wrapped(text: str, *, characters: int, lines: int) -> list[str]:
     return [line[:characters] for line in found[:lines]]
 
 
-def _mix(start: str, end: str, share: float) -> Colour:
-    first, second = to_rgb(start), to_rgb(end)
-    red, green, blue = (a + (b - a) * share for a, b in zip(first, second, strict=True))
-    return red, green, blue
-
-
-def _readable_on(colour: Colour) -> str:
-    red, green, blue = colour
-    return "#111111" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "#ffffff"
-
-
 # ------------------------------------------------------------------------------------------------------ words
 
 MARGIN: Final = 36.0
@@ -313,10 +272,11 @@ class _Placed:
     is_title: bool
 
 
-def draw_words(explained: ExplainedDocument, style: PictureStyle) -> bytes:
+def draw_words(explained: ExplainedDocument, style: PictureStyle) -> Figure:
     """Draw a document's words over a background of their values, with the query above and the sum below.
 
-    A document of more than twelve lines ends in …; a sign stands before each of the ten strongest words.
+    A document of more than twelve lines ends in …. The line under a word is solid where its value raises the
+    score and dashed where it lowers it; a sign stands before each of the ten strongest words.
     """
     shown = heat_map(explained.attribution, explained.ranked.document, cited=())
     placed, end = _placed_words(shown, width=style.width)
@@ -329,7 +289,7 @@ def draw_words(explained: ExplainedDocument, style: PictureStyle) -> bytes:
     for item in placed:
         _draw_word(axes, item, style.palette)
     _draw_sum(axes, explained, style, y=end + 18)
-    return png_of(figure)
+    return figure
 
 
 def _draw_heading(axes: Axes, explained: ExplainedDocument, style: PictureStyle) -> None:
@@ -403,11 +363,15 @@ def _font(is_title: bool) -> dict[str, Any]:
 def _draw_word(axes: Axes, item: _Placed, palette: Palette) -> None:
     segment = item.segment
     colour = palette.raises if segment.strength > 0 else palette.lowers
-    background = _mix(palette.paper, colour, 0.85 * abs(segment.strength))
+    background = mix(palette.paper, colour, 0.85 * abs(segment.strength))
     if segment.value is not None:
         corner = (item.x - 1, item.y - LINE * 0.4)
         axes.add_patch(Rectangle(corner, item.width + 2, LINE * 0.8, color=background, linewidth=0))
-    ink = _readable_on(background) if abs(segment.strength) > 0.5 else palette.ink
+        line = mix(palette.paper, colour, min(1.0, 1.6 * abs(segment.strength)))
+        dashes = "solid" if segment.strength > 0 else (0, (3, 2))
+        ends, below = [item.x - 1, item.x + item.width + 1], [item.y + LINE * 0.4] * 2
+        axes.plot(ends, below, color=line, linewidth=1.3, linestyle=dashes, solid_capstyle="butt")
+    ink = readable_on(background) if abs(segment.strength) > 0.5 else palette.ink
     _label(
         axes, (item.x, item.y), _with_sign(segment), va="center_baseline", color=ink, **_font(item.is_title)
     )
@@ -426,15 +390,15 @@ def _draw_sum(axes: Axes, explained: ExplainedDocument, style: PictureStyle, *, 
 
 def _draw_scale(axes: Axes, style: PictureStyle, *, y: float) -> None:
     palette = style.palette
-    _label(axes, (MARGIN, y), "− lowers the score", fontsize=8.5, color=palette.faint, va="center")
-    start, step = MARGIN + 128, 12.0
+    _label(axes, (MARGIN, y), "− lowers the score, dashed", fontsize=8.5, color=palette.faint, va="center")
+    start, step = MARGIN + 185, 12.0
     for n in range(-8, 9):
-        colour = _mix(palette.paper, palette.raises if n > 0 else palette.lowers, 0.85 * abs(n) / 8)
+        colour = mix(palette.paper, palette.raises if n > 0 else palette.lowers, 0.85 * abs(n) / 8)
         axes.add_patch(Rectangle((start + (n + 8) * step, y - 7), step, 14, color=colour, linewidth=0))
     _label(
         axes,
         (start + 17 * step + 10, y),
-        "+ raises the score",
+        "+ raises it, solid",
         fontsize=8.5,
         color=palette.faint,
         va="center",

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from rerank_core.evaluation.colours import PALETTES, channels
+from rerank_core.evaluation.contrast import telling_contrast
 from rerank_core.evaluation.findings import (
     DEPTH,
     ExplainedDocument,
@@ -23,11 +25,14 @@ from rerank_core.evaluation.findings import (
     signed,
 )
 from rerank_core.evaluation.heat_map import HeatMap, heat_map
-from rerank_core.evaluation.pictures import PictureStyle, draw_metrics, draw_rank_changes
+from rerank_core.evaluation.pictures import PictureStyle, draw_metrics, draw_rank_changes, png_of
+from rerank_core.evaluation.waterfall import Waterfall, score_waterfall
 from rerank_core.text import normalise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from matplotlib.figure import Figure
 
     from rerank_core.records import Attribution, Explanation
 
@@ -69,6 +74,7 @@ class Card:
 
     explained: ExplainedDocument
     heat: HeatMap
+    waterfall: Waterfall
     texts: tuple[WrittenText, ...]
 
 
@@ -85,7 +91,12 @@ def render_report(findings: Findings) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"signed": signed, "row_label": row_label, "wall_time": wall_time}
+    environment.filters |= {
+        "signed": signed,
+        "row_label": row_label,
+        "wall_time": wall_time,
+        "channels": channels,
+    }
     chosen = chosen_queries(findings.queries)
     evaluations = [explained.attribution.num_evals for explained in findings.explained]
     return environment.get_template("report.html.j2").render(
@@ -98,6 +109,8 @@ def render_report(findings: Findings) -> str:
         ndcg_share=ndcg_share,
         depth=DEPTH,
         cards=_cards(findings.explained),
+        contrast=telling_contrast(findings.explained),
+        palettes=PALETTES,
         fallback_line=fallback_line(findings.explained),
         evaluations=(min(evaluations), sum(evaluations) / len(evaluations), max(evaluations)),
     )
@@ -112,7 +125,7 @@ def wall_time(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _picture_set(draw: Callable[[PictureStyle], bytes]) -> PictureSet:
+def _picture_set(draw: Callable[[PictureStyle], Figure]) -> PictureSet:
     wide, narrow = PictureStyle().width, 330
     return PictureSet(
         light=_data_uri(draw(PictureStyle(theme="light", width=wide))),
@@ -122,8 +135,8 @@ def _picture_set(draw: Callable[[PictureStyle], bytes]) -> PictureSet:
     )
 
 
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+def _data_uri(figure: Figure) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png_of(figure)).decode('ascii')}"
 
 
 def _cards(explained: Sequence[ExplainedDocument]) -> tuple[Card, ...]:
@@ -142,6 +155,7 @@ def _card(explained: ExplainedDocument) -> Card:
     return Card(
         explained=explained,
         heat=heat_map(explained.attribution, explained.ranked.document, cited=cited),
+        waterfall=score_waterfall(explained.attribution),
         texts=tuple(
             _written(head, text, explained.attribution) for head, text in written if text is not None
         ),

@@ -106,7 +106,9 @@ def _waterfall(
 ) -> Waterfall:
     """Chain the largest words, the others as one step, and what is left to the total; ties as given."""
     ordered = sorted(words, key=lambda word: -abs(word[1]))
-    moves: list[tuple[str, float, StepKind]] = [(label, value, "word") for label, value in ordered[:num_words]]
+    moves: list[tuple[str, float, StepKind]] = [
+        (label, value, "word") for label, value in ordered[:num_words]
+    ]
     others = [value for _, value in ordered[num_words:]]
     if others:
         moves.append((f"{len(others)} other word{'s' * (len(others) > 1)}", math.fsum(others), "rest"))

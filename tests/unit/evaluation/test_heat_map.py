@@ -40,7 +40,15 @@ def test_strength_is_relative_to_the_largest_value_and_keeps_its_sign() -> None:
     shown = heat_map(_attribution(document, [2.0, -4.0, 1.0, 0.0]), document, cited=())
     by_word = {s.text: s.strength for s in (*shown.title, *shown.text) if s.value is not None}
     assert by_word == {"zero": 0.5, "one": -1.0, "two": 0.25, "three": 0.0}
-    assert (shown.title_sum, shown.text_sum, shown.largest) == (2.0, -3.0, 4.0)
+    assert (shown.title_sum, shown.text_sum) == (2.0, -3.0)
+    wider = heat_map(_attribution(document, [2.0, -4.0, 1.0, 0.0]), document, cited=(), scale=8.0)
+    assert [s.strength for s in wider.text if s.value is not None] == [-0.5, 0.125, 0.0]
+
+
+def test_a_scale_that_a_value_exceeds_is_refused() -> None:
+    document = Document("d", "one two")
+    with pytest.raises(ValueError, match=r"at least the largest absolute value 4\.0, got 3\.0"):
+        heat_map(_attribution(document, [2.0, -4.0]), document, cited=(), scale=3.0)
 
 
 def test_the_ten_largest_absolute_values_are_strong_and_zeros_never_are() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from rerank_core.evaluation.findings import signed
 from rerank_core.evaluation.report import MAX_CARDS, render_report, wall_time
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def test_style_sheets_name_no_address(html: str) -> None:
 
 def test_only_web_addresses_become_links(page: Page) -> None:
     links = [a["href"] for tag, a in page.tags if tag == "a"]
-    assert [link for link in links if link and not link.startswith("#")] == ["https://d.example/ice"]
+    assert {link for link in links if link and not link.startswith("#")} == {"https://d.example/ice"}
     assert "javascript:alert(1)" in page.text
 
 
@@ -116,9 +117,9 @@ def test_the_finding_comes_first_and_the_table_has_every_ranking(page: Page) -> 
 
 def test_words_carry_value_sign_and_citation(page: Page) -> None:
     words = page.with_class("w")
-    titles = [a["title"] for a in words if "title" in a]
-    assert "+0.800 · cited" in titles
-    assert "−0.100" in titles
+    values = [a["data-value"] for a in words if "data-value" in a]
+    assert "+0.800 · cited" in values
+    assert "−0.100" in values
     assert {"w pos strong cited", "w neg strong"} <= {a["class"] for a in words}
 
 
@@ -126,6 +127,42 @@ def test_base_value_words_and_residual_stand_with_the_score(page: Page) -> None:
     assert re.search(
         r"base value −1\.000.*residual \+0\.000010.*score", page.text_by_class["sum"], flags=re.DOTALL
     )
+
+
+def test_strong_words_are_reached_by_keyboard_and_named_with_their_value(page: Page) -> None:
+    for word in page.with_class("w"):
+        is_strong = "strong" in (word["class"] or "").split()
+        assert (word.get("tabindex") == "0") == is_strong
+        assert ("aria-label" in word) == is_strong
+    assert "ice +0.800, cited" in {word.get("aria-label") for word in page.with_class("w")}
+
+
+def test_every_document_has_its_waterfall(findings: Findings, page: Page) -> None:
+    assert len(page.with_class("waterfall")) == len(findings.explained) + 1  # and one for the margin
+    shown = page.text_by_class["waterfall"]
+    assert "base value−1.000" in shown
+    assert "ice+1.600" in shown
+    assert "other words" in shown
+
+
+def test_bars_lie_inside_their_lane_and_meet(page: Page) -> None:
+    for bar in page.with_class("bar"):
+        left, width = map(float, re.findall(r"[\d.]+", bar["style"] or ""))
+        assert left >= 0
+        assert left + width <= 100.01
+
+
+def test_two_documents_are_compared_by_the_margin_of_their_scores(findings: Findings, page: Page) -> None:
+    bad, good = (item.attribution.score for item in findings.explained)
+    assert "Why good stands above bad" in page.text
+    assert f"margin, A − B{signed(good - bad)}" in page.text_by_class["waterfall"]
+    assert "ice (A)+1.600" in page.text_by_class["waterfall"]
+
+
+def test_a_document_alone_in_its_query_leaves_the_comparison_out(findings: Findings) -> None:
+    page = Page(render_report(replace(findings, explained=findings.explained[1:])))
+    assert page.with_class("versus") == []
+    assert "#contrast" not in [a.get("href") for tag, a in page.tags if tag == "a"]
 
 
 def test_a_replaced_text_is_marked_and_says_why(page: Page) -> None:
@@ -174,7 +211,7 @@ def test_many_documents_are_cut_and_counted(findings: Findings) -> None:
     good = findings.explained[1]
     many = tuple(replace(good, is_tested=n > 0) for n in range(MAX_CARDS + 3))
     page = Page(render_report(replace(findings, explained=many, queries=findings.queries[:1])))
-    assert sum(tag == "article" for tag, _ in page.tags) == 2 * MAX_CARDS
+    assert len(page.with_class("text")) == 2 * MAX_CARDS
     assert page.text.count("not a test query") == 1
     assert f"Shown are {MAX_CARDS} of {MAX_CARDS + 3} attributed documents." in page.text
 

@@ -203,8 +203,10 @@ def test_page_and_pictures_are_written_once(demo: ReportJob, caplog: pytest.LogC
     first = run_report(demo)
     page = first.html.read_text(encoding="utf-8")
     assert first.html == demo.output / "report.html"
-    assert [path.name for path in first.pictures] == ["metrics.png", "rank_changes.png", "words.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in first.pictures)
+    names = ("metrics", "rank_changes", "words", "waterfall")  # one document of the query was explained
+    files = [demo.output / "pictures" / f"{name}.{ending}" for name in names for ending in ("png", "svg")]
+    assert list(first.pictures) == files
+    assert all(path.stat().st_size for path in files)
     assert "tiny against BM25, on 2 queries" in page  # the test queries alone
     assert "bm25+tiny reaches" in page
     assert "<script>" not in page
