@@ -1,4 +1,4 @@
-"""One headless Chromium for the session, and a report with planted findings for it to show."""
+"""One headless Chromium, and a report with planted findings for it to show."""
 
 from __future__ import annotations
 
@@ -113,14 +113,15 @@ def report(findings: Findings, tmp_path_factory: pytest.TempPathFactory) -> Path
     return path
 
 
-@pytest.fixture(scope="session")
+# Not of the session: while Playwright runs, its event loop does, and other tests could start none themselves.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Start the system's Chromium once; skip where there is none, unless the environment requires one."""
     found = [path for path in map(shutil.which, NAMES) if path]
     if not found:
         reason = f"no browser: none of {', '.join(NAMES)} is installed (Debian: apt-get install chromium)"
         if os.environ.get(REQUIRED) == "1":
-            pytest.fail(f"{reason}, and {REQUIRED}=1 requires one")
+            pytest.fail(f"{reason}, and {REQUIRED}=1 requires one", pytrace=False)
         pytest.skip(reason)
     # Chromium refuses to run as root inside its sandbox; it opens no page here but ours.
     flags = ["--no-sandbox"] if os.geteuid() == 0 else []
