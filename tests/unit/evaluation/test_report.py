@@ -118,7 +118,7 @@ def test_the_finding_comes_first_and_the_table_has_every_ranking(page: Page) -> 
 def test_words_carry_value_sign_and_citation(page: Page) -> None:
     words = page.with_class("w")
     values = [a["data-value"] for a in words if "data-value" in a]
-    assert "+0.800 · cited" in values
+    assert "+0.800 cited" in values
     assert "−0.100" in values
     assert {"w pos strong cited", "w neg strong"} <= {a["class"] for a in words}
 
