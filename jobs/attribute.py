@@ -157,7 +157,8 @@ def planned_keys(config: AttributeJob) -> list[Key]:
     if not rows:
         raise JobError(f"{config.run} ranks nothing to attribute; see why in {config.run / 'quarantine'}")
     _refuse_other_model(config, {row[3] for row in rows})
-    top = sorted((row for row in rows if row[0] <= config.top_k), key=itemgetter(0, 1))[
+    chosen = set(sorted({row[1] for row in rows})[: config.max_queries])
+    top = sorted((row for row in rows if row[0] <= config.top_k and row[1] in chosen), key=itemgetter(0, 1))[
         : config.max_documents
     ]
     return [(query_id, doc_id) for _, query_id, doc_id, _ in sorted(top, key=itemgetter(1, 0))]

@@ -134,6 +134,8 @@ class AttributeJob:
     """Documents per query, from rank 1."""
     max_documents: int | None = None
     """At most so many documents over all queries, in the order of rank, then query."""
+    max_queries: int | None = None
+    """Only the documents of the first so many queries, by query_id."""
     method: Literal["pruned", "partition", "exact", "shap"] = "pruned"
     """`pruned`: Owen values, with an estimated bound on their error. `partition`: the
     values of shap's Partition explainer, cheaper. `exact`: Shapley values, for at most 16 leaves. `shap`:
@@ -171,9 +173,9 @@ class AttributeJob:
             self.method != "shap" or self.leaf == "token",
             f"shap knows no {self.leaf} leaves; take --leaf token, or another method",
         )
-        check_setting(
-            self.max_documents is None or self.max_documents >= 1, "max_documents must be at least 1"
-        )
+        for name in ("max_documents", "max_queries"):
+            limit = getattr(self, name)
+            check_setting(limit is None or limit >= 1, f"{name} must be at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

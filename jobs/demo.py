@@ -28,6 +28,7 @@ logger = logging.getLogger("whyrank.demo")
 
 FUSION_WEIGHT = 0.5
 MAX_EVALS = 200
+TOP_K = 3
 SHARDS_PER_ACTOR = 3
 NUM_ACTORS = 2
 
@@ -105,6 +106,8 @@ def demo_plan(config: DemoJob, *, num_workers: int) -> DemoPlan:
             artefact=artefacts["dpo"],
             run=runs["dpo"],
             output=root / "attributions",
+            top_k=TOP_K,
+            max_queries=-(-config.max_documents // TOP_K),
             max_documents=config.max_documents,
             max_evals=MAX_EVALS,
             shard_documents=max(1, config.max_documents // (NUM_ACTORS * SHARDS_PER_ACTOR)),
@@ -117,6 +120,7 @@ def demo_plan(config: DemoJob, *, num_workers: int) -> DemoPlan:
             run=runs["dpo"],
             attributions=root / "attributions",
             output=root / "explanations",
+            contrast=True,
             seed=config.seed,
             address=config.address,
         ),

@@ -37,6 +37,7 @@ from rerank_core.evaluation.picture_files import draw_pictures
 from rerank_core.evaluation.report import render_report
 from rerank_core.evaluation.significance import Interval
 from rerank_core.explanation.table import read_explanations
+from rerank_core.explanation.task import CONTRAST_TEMPLATE
 from rerank_core.formats import (
     RUN,
     read_documents,
@@ -302,10 +303,10 @@ def _read_explained(
     ranked: Mapping[str, Sequence[RankedDocument]],
     tested: frozenset[str],
 ) -> tuple[ExplainedDocument, ...]:
+    explanations = read_explanations(config.explanations)
+    compared = {(e.query_id, e.doc_id): e for e in explanations if e.template == CONTRAST_TEMPLATE}
     written = {
-        (e.query_id, e.doc_id, e.with_attribution): e
-        for e in read_explanations(config.explanations)
-        if e.template != "explain_contrast"
+        (e.query_id, e.doc_id, e.with_attribution): e for e in explanations if e.template != CONTRAST_TEMPLATE
     }
     place = {(query_id, item.document.doc_id): item for query_id, found in ranked.items() for item in found}
     return tuple(
@@ -317,6 +318,7 @@ def _read_explained(
             attribution=attribution,
             with_attribution=written.get((attribution.query_id, attribution.doc_id, True)),
             without_attribution=written.get((attribution.query_id, attribution.doc_id, False)),
+            above_next=compared.get((attribution.query_id, attribution.doc_id)),
         )
         for attribution in read_attributions(config.attributions)
     )

@@ -98,6 +98,7 @@ class ExplainedDocument:
     attribution: Attribution
     with_attribution: Explanation | None
     without_attribution: Explanation | None
+    above_next: Explanation | None  # why it stands above the document at the next rank
 
 
 @dataclass(frozen=True, slots=True)

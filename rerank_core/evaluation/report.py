@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rerank_core.evaluation.colours import PALETTES, channels
-from rerank_core.evaluation.contrast import telling_contrast
+from rerank_core.evaluation.contrast import Contrast, telling_contrast
 from rerank_core.evaluation.findings import (
     DEPTH,
     ExplainedDocument,
@@ -98,6 +98,7 @@ def render_report(findings: Findings) -> str:
         "channels": channels,
     }
     chosen = chosen_queries(findings.queries)
+    compared = telling_contrast(findings.explained)
     evaluations = [explained.attribution.num_evals for explained in findings.explained]
     return environment.get_template("report.html.j2").render(
         findings=findings,
@@ -109,7 +110,8 @@ def render_report(findings: Findings) -> str:
         ndcg_share=ndcg_share,
         depth=DEPTH,
         cards=_cards(findings.explained),
-        contrast=telling_contrast(findings.explained),
+        contrast=compared,
+        above=_above(compared),
         palettes=PALETTES,
         fallback_line=fallback_line(findings.explained),
         evaluations=(min(evaluations), sum(evaluations) / len(evaluations), max(evaluations)),
@@ -157,15 +159,29 @@ def _card(explained: ExplainedDocument) -> Card:
         heat=heat_map(explained.attribution, explained.ranked.document, cited=cited),
         waterfall=score_waterfall(explained.attribution),
         texts=tuple(
-            _written(head, text, explained.attribution) for head, text in written if text is not None
+            _written(head, text, [explained.attribution]) for head, text in written if text is not None
         ),
     )
 
 
-def _written(heading: str, explanation: Explanation, attribution: Attribution) -> WrittenText:
+def _above(compared: Contrast | None) -> WrittenText | None:
+    """Return the text on why a document stands above the next one, where these are the two shown."""
+    if compared is None:
+        return None
+    a, b = compared.a.explained, compared.b.explained
+    if a.above_next is None or b.ranked.rank != a.ranked.rank + 1:
+        return None
+    return _written("Why it stands above", a.above_next, [a.attribution, b.attribution])
+
+
+def _written(heading: str, explanation: Explanation, attributions: Sequence[Attribution]) -> WrittenText:
+    """Return a text with the value of each word it cites, in the first attribution that has the word."""
     verdict = "replaced" if explanation.fallback else "verified" if explanation.grounded else "unverified"
-    cited = tuple(CitedWord(word, _word_value(word, attribution)) for word in explanation.cited)
-    return WrittenText(heading=heading, verdict=verdict, explanation=explanation, cited=cited)
+    cited = []
+    for word in explanation.cited:
+        values = (_word_value(word, attribution) for attribution in attributions)
+        cited.append(CitedWord(word, next((value for value in values if value is not None), None)))
+    return WrittenText(heading=heading, verdict=verdict, explanation=explanation, cited=tuple(cited))
 
 
 def _word_value(word: str, attribution: Attribution) -> float | None:

@@ -31,6 +31,9 @@ MAX_VOCABULARY = 400
 
 MIN_TERMS, MAX_TERMS = 6, 24
 
+CONTRAST_TEMPLATE = "explain_contrast"
+"""The template of explanations that compare a document with the next-ranked one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -53,7 +56,7 @@ class Placement:
         if self.evidence is None:
             return "explain_without_attribution"
         if self.evidence.contrast is not None:
-            return "explain_contrast"
+            return CONTRAST_TEMPLATE
         return "explain_low_rank" if self.is_low else "explain_with_attribution"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
@@ -79,8 +80,11 @@ def _explained(ranked: RankedDocument) -> ExplainedDocument:
         prompt_tokens=9,
         generated_tokens=9,
         generator="scripted",
+        template="explain_with_attribution",
+        num_attempts=1,
     )
-    return ExplainedDocument(QUERY, ranked, 3, True, attribution, text, None)
+    above = replace(text, template="explain_contrast")
+    return ExplainedDocument(QUERY, ranked, 3, True, attribution, text, None, above)
 
 
 def _metric_table() -> MetricTable:

@@ -123,14 +123,14 @@ def test_the_strongest_words_are_reached_by_keyboard(wide: Visit) -> None:
 
 
 def test_two_documents_stand_side_by_side_on_a_desk(wide: Visit) -> None:
-    first, second = wide.boxes("#contrast article")
+    first, second = wide.boxes("#contrast .versus article")
     assert first["right"] <= second["left"]
     assert first["top"] == second["top"]
     assert first["width"] == pytest.approx(second["width"], abs=1)
 
 
 def test_two_documents_stand_below_each_other_on_a_telephone(narrow: Visit) -> None:
-    first, second = narrow.boxes("#contrast article")
+    first, second = narrow.boxes("#contrast .versus article")
     assert first["bottom"] <= second["top"]
     assert first["left"] == second["left"]
 

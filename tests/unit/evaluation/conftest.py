@@ -16,6 +16,7 @@ from rerank_core.evaluation.findings import (
     RankedQuery,
 )
 from rerank_core.evaluation.significance import Interval
+from rerank_core.explanation.task import CONTRAST_TEMPLATE
 from rerank_core.records import Attribution, Document, Explanation, Query, Unit
 from rerank_core.text import words
 
@@ -137,7 +138,7 @@ def explained(ranked_query: RankedQuery) -> tuple[ExplainedDocument, ...]:
         problems=("absent",),
     )
     return (
-        ExplainedDocument(ranked_query.query, bad, 3, True, about_bad, replaced, unverified),
+        ExplainedDocument(ranked_query.query, bad, 3, True, about_bad, replaced, unverified, None),
         ExplainedDocument(
             query=ranked_query.query,
             ranked=good,
@@ -146,6 +147,11 @@ def explained(ranked_query: RankedQuery) -> tuple[ExplainedDocument, ...]:
             attribution=about_good,
             with_attribution=explanation_of(about_good, cited=("Ice",), with_attribution=True),
             without_attribution=explanation_of(about_good, cited=("satellites",), with_attribution=False),
+            above_next=replace(
+                explanation_of(about_good, cited=("Ice", "script"), with_attribution=True),
+                text="It stands above the other one.",
+                template=CONTRAST_TEMPLATE,
+            ),
         ),
     )
 

@@ -159,6 +159,14 @@ def test_two_documents_are_compared_by_the_margin_of_their_scores(findings: Find
     assert "ice (A)+1.600" in page.text_by_class["waterfall"]
 
 
+def test_a_text_on_why_one_stands_above_is_shown_where_that_is_the_next(findings: Findings) -> None:
+    text = "It stands above the other one."
+    assert text in Page(render_report(findings)).text
+    bad, good = findings.explained
+    apart = (replace(bad, ranked=replace(bad.ranked, rank=7)), good)  # no longer the next one
+    assert text not in Page(render_report(replace(findings, explained=apart))).text
+
+
 def test_a_document_alone_in_its_query_leaves_the_comparison_out(findings: Findings) -> None:
     page = Page(render_report(replace(findings, explained=findings.explained[1:])))
     assert page.with_class("versus") == []
@@ -170,7 +178,7 @@ def test_a_replaced_text_is_marked_and_says_why(page: Page) -> None:
     assert "cites “glacier”, which the evidence lacks" in page.text_by_class["problems"]
     assert "text replaced" in page.text_by_class["meta"]
     assert "✗ not verified" in page.text_by_class["unverified"]
-    assert page.text.count("✓ verified") == 2
+    assert page.text.count("✓ verified") == 3
 
 
 def test_cited_words_stand_with_their_value_or_without(page: Page) -> None:
@@ -204,7 +212,7 @@ def test_texts_that_were_never_written_leave_the_heat_map_alone(findings: Findin
     assert "characters that the scorer does not read" in page.text
     assert "75 (50 to 100) model evaluations per document" in re.sub(r"\s+", " ", page.text)
     assert "not judged" in page.text
-    assert len(page.with_class("text")) == 2
+    assert len(page.with_class("text")) == 3
 
 
 def test_many_documents_are_cut_and_counted(findings: Findings) -> None:

@@ -113,6 +113,10 @@ def test_the_most_documents_asked_for_are_the_first_ones_by_rank(job):
     assert planned_keys(_with(job, max_documents=2)) == [("q1", "d1"), ("q2", "d3")]
 
 
+def test_the_first_queries_alone_are_planned(job):
+    assert planned_keys(_with(job, max_queries=1)) == [("q1", "d1"), ("q1", "d2")]
+
+
 def test_a_run_of_another_model_is_refused_by_both_digests(job, tmp_path):
     run = tmp_path / "other"
     _write_run(run, digest="0123abcd", prepared=job.prepared)
