@@ -30,6 +30,7 @@ from jobs.manifest import (
 )
 from jobs.progress import shard_progress
 from jobs.ray_session import Need, device_here, device_share, ray_session, require, require_shared
+from jobs.reuse import check_reusable, reusable_attributions
 from jobs.shards import (
     ActorPool,
     Key,
@@ -80,6 +81,7 @@ def run_attribute(config: AttributeJob) -> AttributeResult:
         "artefact": artefact_digest(config.artefact),
         "run": folder_digest(config.run, patterns=("data/shard-*.parquet",)),
     }
+    check_reusable(config, inputs=inputs)
     with opened_output(config.output, job="attribute", config=config, inputs=inputs) as state:
         if state == "finished":
             logger.info("%s is finished: nothing to do", config.output)
@@ -191,7 +193,7 @@ def _attribute_pending(config: AttributeJob, keys: Sequence[Key]) -> None:
     with ray_session(config.address):
         share = device_share(config.num_workers)
         require(Need(num_workers=config.num_workers, cpus=share.cpus, gpus=share.gpus))
-        for folder in (config.prepared, config.artefact, config.output):
+        for folder in (config.prepared, config.artefact, config.output, *config.reuse):
             require_shared(folder)
         pool = ActorPool(
             worker=AttributeWorker,
@@ -202,6 +204,7 @@ def _attribute_pending(config: AttributeJob, keys: Sequence[Key]) -> None:
                 "settings": attributor_settings(config),
                 "audit_share": config.audit_share,
                 "seed": config.seed,
+                "reuse": [str(folder.resolve()) for folder in config.reuse],
             },
             num_workers=config.num_workers,
             num_cpus=share.cpus,
@@ -234,8 +237,9 @@ class AttributeWorker:
         settings: Mapping[str, Any],
         audit_share: float,
         seed: int,
+        reuse: Sequence[str] = (),
     ) -> None:
-        """`settings` are those of `build_attributor`."""
+        """`settings` are those of `build_attributor`; of the folders `reuse` attributions are taken over."""
         self._documents = read_documents(Path(prepared) / "corpus.parquet")
         self._queries = read_queries(Path(prepared) / "queries.parquet")
         self._scorer = load_artefact(Path(artefact), device=device_here())
@@ -245,10 +249,18 @@ class AttributeWorker:
         self._audit_share = audit_share
         self._output = Path(output)
         self._seed = seed
+        self._reusable = reusable_attributions(map(Path, reuse))
 
     def __call__(self, shard: Shard) -> int:
-        pairs = [(self._queries[query_id], self._documents[doc_id]) for query_id, doc_id in shard.keys]
-        done, quarantined = attribute_pairs(self._attributor, pairs, seed=self._seed)
+        known = {key: self._reusable[key] for key in shard.keys if key in self._reusable}
+        pairs = [
+            (self._queries[query_id], self._documents[doc_id])
+            for query_id, doc_id in shard.keys
+            if (query_id, doc_id) not in known
+        ]
+        computed, quarantined = attribute_pairs(self._attributor, pairs, seed=self._seed)
+        by_key = known | {(found.query_id, found.doc_id): found for found in computed}
+        done = [by_key[key] for key in shard.keys if key in by_key]
         table = attributions_table(done, model_digest=self._scorer.digest)
         audited = [attribution for attribution in done if is_audited(attribution, share=self._audit_share)]
         if audited:

@@ -117,7 +117,7 @@ class AttributeJob:
       whyrank attribute --prepared runs/sample --artefact runs/minilm/dpo --run runs/minilm-run \\
         --output runs/words
       whyrank attribute --prepared runs/sample --artefact runs/minilm/dpo --run runs/minilm-run \\
-        --output runs/more-words --top-k 10 --max-evals 2000
+        --output runs/more-words --top-k 10 --reuse runs/words
       whyrank attribute --prepared runs/sample --artefact runs/minilm/dpo --run runs/minilm-run \\
         --output runs/sentences --leaf sentence --method exact
     """
@@ -151,6 +151,8 @@ class AttributeJob:
     from the exact ones; costs tens of times an attribution each."""
     shard_documents: int = 8
     """Documents in one shard: what is redone after a kill."""
+    reuse: tuple[Path, ...] = field(default=(), metadata=PLACE)
+    """Earlier outputs with the same artefact, texts and settings, whose attributions are taken over."""
     num_workers: int = field(default=1, metadata=PLACE)
     """Attribution actors."""
     seed: int = 0

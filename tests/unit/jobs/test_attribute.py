@@ -1,6 +1,7 @@
 """What is attributed, with which seed, and what is refused; the work of one shard, without Ray."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,16 @@ from jobs.attribute import (
 )
 from jobs.audit import audit_record, is_audited, summarise_audit
 from jobs.config import AttributeJob
-from jobs.manifest import file_digest, folder_digest, opened_output, read_manifest, write_json
+from jobs.manifest import (
+    file_digest,
+    finish_output,
+    folder_digest,
+    opened_output,
+    read_manifest,
+    text_digests,
+    write_json,
+)
+from jobs.reuse import check_reusable
 from jobs.shards import Quarantined, Shard, commit_shard, plan_shards, read_quarantine
 from rerank_core.attribution.shap_adapter import ShapAttributor
 from rerank_core.attribution.table import attributions_table, read_attributions
@@ -96,6 +106,7 @@ def _worker(job):
         settings=attributor_settings(job),
         audit_share=job.audit_share,
         seed=job.seed,
+        reuse=[str(folder) for folder in job.reuse],
     )
 
 
@@ -252,6 +263,49 @@ def _committed_before_a_kill(job, *, done, quarantined):
 
 def _attribution(query_id, doc_id, *, is_truncated=False):
     return Attribution(query_id, doc_id, 0.0, 0.0, (), (), "partition", 2, 0.0, 7, is_truncated)
+
+
+def _attributed(job, *keys):
+    """Leave what a finished job on some documents leaves; return its inputs."""
+    inputs = {**text_digests(job.prepared), "artefact": artefact_digest(job.artefact)}
+    with opened_output(job.output, job="attribute", config=job, inputs=inputs):
+        _worker(job)(Shard(0, keys))
+        finish_output(job.output, results={})
+    return inputs
+
+
+def test_attributions_of_an_earlier_output_are_taken_over(job, tmp_path):
+    keys = (("q1", "d1"), ("q1", "d2"), ("q2", "d3"))
+    _attributed(job, *keys[1:])
+    marked = [
+        replace(found, residual=0.5e-4) for found in read_attributions(job.output)
+    ]  # no search gives that
+    table = attributions_table(marked, model_digest=artefact_digest(job.artefact))
+    write_table(table, job.output / "data" / "shard-00000.parquet")
+    more = _with(job, output=tmp_path / "more", reuse=(job.output,))
+    assert _worker(more)(Shard(0, keys)) == 3
+    computed, *taken = read_attributions(more.output)
+    assert computed.doc_id == "d1"
+    assert computed.residual != 0.5e-4
+    assert taken == marked
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"max_evals": 61}, {"leaf": "word"}])
+def test_attributions_made_otherwise_are_not_taken_over(job, tmp_path, change):
+    inputs = _attributed(job, ("q1", "d1"))
+    more = _with(job, output=tmp_path / "more", reuse=(job.output,))
+    check_reusable(more, inputs=inputs)
+    with pytest.raises(ConfigError, match=f"another {next(iter(change))}: nothing of it can be reused"):
+        check_reusable(_with(more, **change), inputs=inputs)
+    with pytest.raises(ConfigError, match="another corpus"):
+        check_reusable(more, inputs=inputs | {"corpus": "other"})
+
+
+def test_only_outputs_of_attribution_are_taken_over(job, tmp_path):
+    more = _with(job, output=tmp_path / "more", reuse=(job.run,))
+    with pytest.raises(DataError, match="written by `whyrank score`"):
+        run_attribute(more)
+    assert not more.output.exists()
 
 
 def test_counts_are_told_on_finishing_and_afterwards(job, caplog):
