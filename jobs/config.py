@@ -238,6 +238,8 @@ class EvaluateJob:
         --runs dpo=runs/fold-0 dpo=runs/fold-1 --fusion-weight 0.5
       whyrank evaluate --prepared runs/sample --output runs/faithful --runs dpo=runs/minilm-run \\
         --faithfulness dpo=runs/words
+      whyrank evaluate --prepared runs/sample --output runs/methods --runs sft=runs/sft-run dpo=runs/dpo-run \\
+        --faithfulness sft=runs/sft-words dpo=runs/dpo-words
     """
 
     prepared: Path = field(metadata=PLACE)
@@ -253,7 +255,11 @@ class EvaluateJob:
     weight on the dev queries of each fold, where the run covers them (`score --split all`)."""
     faithfulness: tuple[str, ...] = field(default=(), metadata=PLACE)
     """NAME=FOLDER of `whyrank attribute`: delete the words that it names, and see what the scores do; folders
-    of the same name are pooled."""
+    of the same name are pooled, those of different names compared."""
+    num_close_ups: int = 1
+    """Documents of each query, the first that are attributed, whose deletion curves are normalised and whose
+    first words are attributed again: with another seed, respelled, with an irrelevant sentence. Takes about
+    as long as attributing them five times."""
     num_samples: int = 10_000
     """Bootstrap samples over queries."""
     seed: int = 0
@@ -269,6 +275,9 @@ class EvaluateJob:
         check_setting(
             all(0 < r.find("=") < len(r) - 1 for r in self.runs),
             f"each run must be NAME=FOLDER, got {self.runs}",
+        )
+        check_setting(
+            self.num_close_ups >= 0, f"num_close_ups must not be negative, got {self.num_close_ups}"
         )
         check_setting(self.num_samples >= 100, f"num_samples must be at least 100, got {self.num_samples}")
         check_setting(

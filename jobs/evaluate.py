@@ -43,6 +43,7 @@ from rerank_core.evaluation.comparison import (
     compare,
     measure_baselines,
 )
+from rerank_core.evaluation.faithfulness_page import FAITHFULNESS_PAGE, render_faithfulness
 from rerank_core.evaluation.ranking_metrics import NDCG_BURGES, Metric, evaluate, metrics
 from rerank_core.formats import (
     table_of,
@@ -52,8 +53,8 @@ from rerank_core.formats import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from jobs.attribution_folders import AttributionFolder
     from jobs.config import EvaluateJob
-    from jobs.faithfulness import AttributionFolder
     from rerank_core.evaluation.findings import MetricRow, MetricTable
     from rerank_core.evaluation.significance import Interval
 
@@ -144,20 +145,26 @@ def run_evaluate(config: EvaluateJob) -> EvaluateResult:
 def _attributed(config: EvaluateJob) -> list[AttributionFolder]:
     if not config.faithfulness:
         return []
-    from jobs.faithfulness import attribution_folders  # torch takes seconds to load
+    from jobs.attribution_folders import attribution_folders  # torch takes seconds to load
 
     return attribution_folders(_named_folders(config.faithfulness), prepared=config.prepared)
 
 
 def _measure_attributed(config: EvaluateJob, attributed: Sequence[AttributionFolder]) -> None:
-    """Write faithfulness.json, and print it."""
+    """Write faithfulness.json and its page, and print the table of deletions."""
     from jobs.faithfulness import faithfulness_record, measure_faithfulness, show_faithfulness
 
-    rows = measure_faithfulness(
-        attributed, prepared=config.prepared, num_samples=config.num_samples, seed=config.seed
+    tables = measure_faithfulness(
+        attributed,
+        prepared=config.prepared,
+        num_close_ups=config.num_close_ups,
+        num_samples=config.num_samples,
+        seed=config.seed,
     )
-    write_json(config.output / "faithfulness.json", faithfulness_record(rows))
-    show_faithfulness(rows, console=Console())
+    write_json(config.output / "faithfulness.json", faithfulness_record(tables))
+    page = render_faithfulness(tables)
+    (config.output / FAITHFULNESS_PAGE).write_text(page, encoding="utf-8")
+    show_faithfulness(tables, console=Console())
 
 
 def _input_digests(

@@ -1,9 +1,9 @@
-"""Attributions in, what deleting their words does to the scores out."""
+"""Attributions in, what deleting their words does to the scores out, and how stable the values are."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,17 +11,27 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from jobs.manifest import folder_digest, other_inputs, require_finished, text_digests
 from jobs.progress import progress_bar
-from jobs.run_folders import checked_fold
+from jobs.reattribution import NUM_WORDS, WORD_LEAVES, measure_stability
+from rerank_core.attribution.build import build_attributor
 from rerank_core.attribution.contract import document_seed
 from rerank_core.attribution.masking import TokenMasker
 from rerank_core.attribution.table import read_attributions
 from rerank_core.data.splits import members
 from rerank_core.errors import ConfigError, DataError
+from rerank_core.evaluation.deletion_curves import measure_curves
+from rerank_core.evaluation.document_table import (
+    MeanRow,
+    MeasuredDocuments,
+    kind_pairs,
+    mean_row,
+    name_pairs,
+    paired_differences,
+)
 from rerank_core.evaluation.faithfulness import (
     NUM_RANDOM,
     SHARES,
+    CoalitionScores,
     Deletion,
     Faithfulness,
     mean_of,
@@ -30,51 +40,36 @@ from rerank_core.evaluation.faithfulness import (
     random_orders,
     word_spans,
 )
-from rerank_core.evaluation.significance import Interval, bootstrap_interval
+from rerank_core.evaluation.faithfulness_page import DELETION_LABELS, OWN, FaithfulnessTables
 from rerank_core.formats import read_documents, read_queries, read_run, read_split
-from rerank_core.models.artefact import artefact_digest, load_artefact
+from rerank_core.models.artefact import load_artefact
 from rerank_core.models.near_copies import NearCopies
 from rerank_core.retrieval.bm25 import Bm25Retriever
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from rich.console import Console
 
+    from jobs.attribution_folders import AttributionFolder
+    from rerank_core.evaluation.faithfulness import Order
     from rerank_core.models.scorer import LanguageModelScorer
+    from rerank_core.protocols import Attributor
     from rerank_core.records import Attribution, Document, Query, Run
 
 NUM_TOP = 10
 """Words that are deleted at once for `top_drop` and `flip`."""
 
-ORDERS = ("attribution", "lexical", "random")
+ORDERS = (OWN, "lexical", "random")
 """By the attributed values; by the inverse document frequency of words that the query shares; by chance."""
 
+COMPARED_WITH_BASELINES = ("comprehensiveness", "sufficiency", "top_drop", "flip")
+COMPARED_BETWEEN_NAMES = ("flip", "beats_random")
+"""Measures that do not depend on the scale of a model's scores."""
 
-@dataclass(frozen=True, slots=True)
-class AttributionFolder:
-    """A folder of attributions with the artefact and the run that it was made from."""
-
-    name: str
-    folder: Path
-    artefact: Path
-    run: Path
-    fold: int
-
-
-@dataclass(frozen=True, slots=True)
-class FaithfulnessRow:
-    """One order of the words of one name's documents, over their test queries.
-
-    `beats_random` is the share of documents whose `top_drop` is larger than the mean one of random orders.
-    """
-
-    name: str
-    order: str
-    num_queries: int
-    num_documents: int
-    values: Mapping[str, Interval]
-    beats_random: Interval
+ByKind = dict[str, "Mapping[str, float]"]
+"""`measures[kind][measure]` of one document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,147 +79,198 @@ class _Texts:
     lexical: Bm25Retriever
 
 
-def attribution_folders(named: Mapping[str, Sequence[Path]], *, prepared: Path) -> list[AttributionFolder]:
-    """Return the folders with what they were made from, all of it checked.
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A folder's scorer, its run, and what attributed it."""
 
-    Raises:
-        DataError: a folder is unfinished or not one of attributions.
-        ConfigError: it, its artefact or its run is of other texts, those two are not where they lay, or two
-            folders of one name are of one fold.
-    """
-    found = [_checked(name, folder, prepared=prepared) for name, some in named.items() for folder in some]
-    for place, item in enumerate(found):
-        if any((item.name, item.fold) == (other.name, other.fold) for other in found[:place]):
-            raise ConfigError(
-                f"{item.name!r} has two folders of fold {item.fold} ({item.folder} is the second); name one"
-            )
-    return found
+    scorer: LanguageModelScorer
+    run: Run
+    attributor: Attributor
+    seed: int
 
 
-def _checked(name: str, folder: Path, *, prepared: Path) -> AttributionFolder:
-    manifest = require_finished(folder, job="attribute")
-    others = other_inputs(manifest, text_digests(prepared))
-    if others:
-        raise ConfigError(f"{folder} attributes another {', '.join(others)} than that of {prepared}")
-    artefact, run = (Path(manifest["config"][part]) for part in ("artefact", "run"))
-    for part, path in (("artefact", artefact), ("run", run)):
-        if not path.is_dir():
-            raise ConfigError(f"the {part} of {folder} lay at {path}; put it back there, or attribute again")
-    found = {
-        "artefact": artefact_digest(artefact),
-        "run": folder_digest(run, patterns=("data/shard-*.parquet",)),
-    }
-    others = other_inputs(manifest, found)
-    if others:
-        raise ConfigError(f"the {' and the '.join(others)} of {folder} changed since; attribute again")
-    return AttributionFolder(name, folder, artefact, run, checked_fold(name, run, prepared=prepared))
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What was measured of one document; the last two are empty without a closer look."""
+
+    name: str
+    key: tuple[str, str]  # query_id, doc_id
+    deletions: ByKind
+    curves: ByKind
+    stability: ByKind
 
 
 def measure_faithfulness(
-    folders: Sequence[AttributionFolder], *, prepared: Path, num_samples: int, seed: int
-) -> list[FaithfulnessRow]:
-    """Return a row per name and order, over the test queries of each folder's fold.
+    folders: Sequence[AttributionFolder], *, prepared: Path, num_close_ups: int, num_samples: int, seed: int
+) -> FaithfulnessTables:
+    """Return the tables of each name's attributions of test queries, of each folder's own fold.
+
+    Of each query the first `num_close_ups` attributed documents are looked at more closely: their deletion
+    curves are normalised, and they are attributed again.
 
     Raises:
-        DataError: a name has no attributed document of a test query.
+        DataError: a folder has no attributed document of a test query.
+        ConfigError: documents are to be attributed again, but a folder's values are not of words.
     """
+    _check_leaves(folders, num_close_ups=num_close_ups)
     documents = read_documents(prepared / "corpus.parquet")
     texts = _Texts(
         documents, read_queries(prepared / "queries.parquet"), Bm25Retriever(list(documents.values()))
     )
-    measured: dict[str, dict[str, list[list[Faithfulness]]]] = {}
-    for folder in folders:
-        by_query = _measured_folder(folder, texts, prepared=prepared, seed=seed)
-        measured.setdefault(folder.name, {}).update(by_query)
-    return [
-        _row(name, place, by_query, num_samples=num_samples, seed=seed)
-        for name, by_query in measured.items()
-        for place in range(len(ORDERS))
+    found = [
+        one
+        for folder in folders
+        for one in _measured_folder(folder, texts, prepared=prepared, num_close_ups=num_close_ups, seed=seed)
     ]
+    return _tables(found, num_samples=num_samples, seed=seed)
+
+
+def _check_leaves(folders: Sequence[AttributionFolder], *, num_close_ups: int) -> None:
+    for folder in folders:
+        if num_close_ups and folder.settings["leaf"] not in WORD_LEAVES:
+            raise ConfigError(
+                f"{folder.folder} has a value per {folder.settings['leaf']}, but only words are attributed"
+                " again; pass --num-close-ups 0"
+            )
 
 
 def _measured_folder(
-    folder: AttributionFolder, texts: _Texts, *, prepared: Path, seed: int
-) -> dict[str, list[list[Faithfulness]]]:
-    """Return for each test query the measures of its documents, each in the order of `ORDERS`."""
+    folder: AttributionFolder, texts: _Texts, *, prepared: Path, num_close_ups: int, seed: int
+) -> Iterator[_Found]:
+    """Yield the measures of each document of a test query."""
     tested = frozenset(members(read_split(prepared / f"fold-{folder.fold}" / "split.parquet"))["test"])
     attributions = [
         found for found in read_attributions(folder.folder) if found.query_id in tested and found.units
     ]
     if not attributions:
         raise DataError(f"{folder.folder} attributes no document of a test query of fold {folder.fold}")
-    scorer, run = load_artefact(folder.artefact), read_run(folder.run, folder.name)
-    found: dict[str, list[list[Faithfulness]]] = {}
+    scorer = load_artefact(folder.artefact)
+    attributor = build_attributor(scorer, **folder.settings)
+    model = _Model(scorer, read_run(folder.run, folder.name), attributor, folder.seed)
+    num_seen: dict[str, int] = {}
     with progress_bar() as progress:
         for attribution in progress.track(attributions, description=f"faithfulness of {folder.name}"):
-            measures = _measured_document(attribution, scorer, texts=texts, run=run, seed=seed)
-            found.setdefault(attribution.query_id, []).append(measures)
-    return found
+            num_seen[attribution.query_id] = num_seen.get(attribution.query_id, 0) + 1
+            is_close = num_seen[attribution.query_id] <= num_close_ups
+            yield _measured_document(
+                folder.name, attribution, model, texts=texts, is_close=is_close, seed=seed
+            )
 
 
-def _measured_document(
-    attribution: Attribution, scorer: LanguageModelScorer, *, texts: _Texts, run: Run, seed: int
-) -> list[Faithfulness]:
+def _measured_document(  # noqa: PLR0913 - a document, its model, and how closely it is looked at
+    name: str, attribution: Attribution, model: _Model, *, texts: _Texts, is_close: bool, seed: int
+) -> _Found:
     query, document = texts.queries[attribution.query_id], texts.documents[attribution.doc_id]
-    ranking = run.rankings[query.query_id]
-    rivals = tuple(
+    visible = model.scorer.visible_content(query, document)
+    masked = TokenMasker(model.scorer.tokenizer).masked(visible, word_spans(attribution, document))
+    deletion = Deletion(query, masked, attribution.score, _rivals(model.run, attribution))
+    worths = CoalitionScores(deletion, NearCopies(model.scorer))
+    orders = _orders(attribution, query, lexical=texts.lexical, seed=seed)
+    curves: list[Mapping[str, float]] = []
+    stability: ByKind = {}
+    deletions = measure_orders(deletion, orders, worths, num_top=NUM_TOP)
+    if is_close:
+        curves = list(measure_curves(orders, score=attribution.score, worths=worths))
+        stability = measure_stability(
+            query,
+            document,
+            visible=visible,
+            attributor=model.attributor,
+            seed=model.seed,
+            documents=list(texts.documents.values()),
+            lexical=texts.lexical,
+        )
+    return _Found(
+        name=name,
+        key=(query.query_id, document.doc_id),
+        deletions=_by_order(_with_beaten(deletions)),
+        curves=_by_order(curves) if is_close else {},
+        stability=stability,
+    )
+
+
+def _rivals(run: Run, attribution: Attribution) -> tuple[float, ...]:
+    """Return the scores of the other documents in the list."""
+    ranking = run.rankings[attribution.query_id]
+    return tuple(
         score
         for doc_id, score in zip(ranking.doc_ids, ranking.scores, strict=True)
-        if doc_id != document.doc_id
-    )
-    spans = word_spans(attribution, document)
-    masked = TokenMasker(scorer.tokenizer).masked(scorer.visible_content(query, document), spans)
-    deletion = Deletion(query, masked, attribution.score, rivals)
-    lexical = texts.lexical.word_weights(query, [unit.text for unit in attribution.units])
-    rng = np.random.default_rng(document_seed(seed, query.query_id, doc_id=document.doc_id))
-    orders = [order_of(attribution.values), order_of(lexical), *random_orders(len(spans), rng)]
-    own, by_words, *by_chance = measure_orders(deletion, orders, NearCopies(scorer), num_top=NUM_TOP)
-    return [own, by_words, mean_of(by_chance)]
-
-
-def _row(
-    name: str,
-    place: int,
-    by_query: Mapping[str, Sequence[Sequence[Faithfulness]]],
-    *,
-    num_samples: int,
-    seed: int,
-) -> FaithfulnessRow:
-    means = {query_id: mean_of([found[place] for found in rows]) for query_id, rows in by_query.items()}
-    beats = {
-        query_id: sum(found[place].top_drop > found[-1].top_drop for found in rows) / len(rows)
-        for query_id, rows in by_query.items()
-    }
-    values = {
-        item.name: bootstrap_interval(
-            {query_id: getattr(mean, item.name) for query_id, mean in means.items()},
-            num_samples=num_samples,
-            seed=seed,
-        )
-        for item in fields(Faithfulness)
-    }
-    return FaithfulnessRow(
-        name=name,
-        order=ORDERS[place],
-        num_queries=len(by_query),
-        num_documents=sum(len(rows) for rows in by_query.values()),
-        values=values,
-        beats_random=bootstrap_interval(beats, num_samples=num_samples, seed=seed),
+        if doc_id != attribution.doc_id
     )
 
 
-def faithfulness_record(rows: Sequence[FaithfulnessRow]) -> dict[str, Any]:
-    """Return rows as faithfulness.json holds them."""
-    return {
-        "num_top": NUM_TOP,
-        "shares": list(SHARES),
-        "num_random": NUM_RANDOM,
-        "rows": [asdict(row) for row in rows],
-    }
+def _orders(attribution: Attribution, query: Query, *, lexical: Bm25Retriever, seed: int) -> list[Order]:
+    """Return the attribution's order, the lexical one, and `NUM_RANDOM` random ones."""
+    weights = lexical.word_weights(query, [unit.text for unit in attribution.units])
+    rng = np.random.default_rng(document_seed(seed, query.query_id, doc_id=attribution.doc_id))
+    return [order_of(attribution.values), order_of(weights), *random_orders(len(weights), rng)]
 
 
-def show_faithfulness(rows: Sequence[FaithfulnessRow], *, console: Console) -> None:
+def _with_beaten(found: Sequence[Faithfulness]) -> list[Mapping[str, float]]:
+    """Return the measures of each order, with whether its top drop is above the mean one of random orders."""
+    chance = mean_of(found[-NUM_RANDOM:]).top_drop
+    return [{**asdict(one), "beats_random": float(one.top_drop > chance)} for one in found]
+
+
+def _by_order(found: Sequence[Mapping[str, float]]) -> ByKind:
+    """Return the measures of the orders of `_orders` by kind: the random ones are averaged."""
+    own, by_words, *by_chance = found
+    chance = {name: float(np.mean([one[name] for one in by_chance])) for name in own}
+    return dict(zip(ORDERS, (own, by_words, chance), strict=True))
+
+
+def _tables(found: Sequence[_Found], *, num_samples: int, seed: int) -> FaithfulnessTables:
+    deletions = _measured([(one.name, one.key, one.deletions) for one in found])
+    curves = _measured([(one.name, one.key, one.curves) for one in found])
+    stability = _measured([(one.name, one.key, one.stability) for one in found])
+
+    rows = partial(_rows, num_samples=num_samples, seed=seed)
+    differences = partial(paired_differences, num_samples=num_samples, seed=seed)
+    own = [one for one in deletions if one.kind == OWN]
+    own_curves = [one for one in curves if one.kind == OWN]
+    return FaithfulnessTables(
+        num_top=NUM_TOP,
+        num_words=NUM_WORDS,
+        num_samples=num_samples,
+        deletions=rows(deletions),
+        against_baselines=tuple(
+            differences(kind_pairs(deletions, kind=OWN), measures=COMPARED_WITH_BASELINES)
+        ),
+        between_names=(
+            *differences(name_pairs(own), measures=COMPARED_BETWEEN_NAMES),
+            *differences(name_pairs(own_curves), measures=["naopc"]),
+        ),
+        curves=rows(curves),
+        curves_against_baselines=tuple(differences(kind_pairs(curves, kind=OWN), measures=["naopc"])),
+        stability=rows(stability),
+    )
+
+
+def _rows(measured: Sequence[MeasuredDocuments], *, num_samples: int, seed: int) -> tuple[MeanRow, ...]:
+    return tuple(mean_row(one, num_samples=num_samples, seed=seed) for one in measured)
+
+
+def _measured(found: Sequence[tuple[str, tuple[str, str], ByKind]]) -> list[MeasuredDocuments]:
+    """Return the measures of all documents by name and kind, in the order in which these first appear."""
+    by_name: dict[str, dict[str, dict[tuple[str, str], Mapping[str, float]]]] = {}
+    for name, key, by_kind in found:
+        for kind, measures in by_kind.items():
+            by_name.setdefault(name, {}).setdefault(kind, {})[key] = measures
+    return [
+        MeasuredDocuments(name, kind, measures)
+        for name, by_kind in by_name.items()
+        for kind, measures in by_kind.items()
+    ]
+
+
+def faithfulness_record(tables: FaithfulnessTables) -> dict[str, Any]:
+    """Return tables as faithfulness.json holds them."""
+    return {**asdict(tables), "shares": list(SHARES), "num_random": NUM_RANDOM}
+
+
+def show_faithfulness(tables: FaithfulnessTables, *, console: Console) -> None:
     """Print one line per name and order."""
+    rows = tables.deletions
     title = (
         f"{rows[0].num_documents} documents of {rows[0].num_queries} test queries: what deleting their words"
         f" does to the score, in logits; the top are {NUM_TOP} words"
@@ -241,6 +287,7 @@ def show_faithfulness(rows: Sequence[FaithfulnessRow], *, console: Console) -> N
     ):
         shown.add_column(header, no_wrap=True)
     for row in rows:
-        numbers = [f"{row.values[item.name].mean:.3f}" for item in fields(Faithfulness)]
-        shown.add_row(escape(row.name), row.order, *numbers, f"{row.beats_random.mean:.2f}")
+        shown.add_row(
+            escape(row.name), row.kind, *(f"{row.values[measure].mean:.3f}" for measure in DELETION_LABELS)
+        )
     console.print(shown)

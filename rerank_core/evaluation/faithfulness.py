@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rerank_core.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     import numpy as np
 
@@ -25,6 +26,9 @@ NUM_RANDOM = 20
 
 Order = tuple[int, ...]
 """Places of a document's words, those first that are said to raise its score most."""
+
+Worths = Callable[[Sequence[int]], Sequence[float]]
+"""The scores of what is left of a document for coalitions of its words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,11 @@ def word_spans(attribution: Attribution, document: Document) -> list[tuple[int, 
     ]
 
 
+def members_of(places: Sequence[int]) -> int:
+    """Return the coalition of some words: an integer, bit i is word i."""
+    return sum(1 << place for place in places)
+
+
 def order_of(values: Sequence[float]) -> Order:
     """Return the places of values, largest first; equal values keep their order."""
     return tuple(sorted(range(len(values)), key=lambda place: -values[place]))
@@ -75,23 +84,41 @@ def random_orders(num_words: int, rng: np.random.Generator) -> list[Order]:
     return [tuple(int(place) for place in rng.permutation(num_words)) for _ in range(NUM_RANDOM)]
 
 
+class CoalitionScores:
+    """The scores of what is left of one document, each coalition of its words scored once."""
+
+    def __init__(self, deletion: Deletion, texts: TextScorer) -> None:
+        self._query = deletion.query
+        self._masked = deletion.masked
+        self._texts = texts
+        self._score_of: dict[int, float] = {}
+
+    def __call__(self, coalitions: Sequence[int]) -> list[float]:
+        """Return one score per coalition, in their order.
+
+        Raises:
+            DataError: a score is not finite.
+        """
+        new = sorted(set(coalitions) - self._score_of.keys())
+        scores = self._texts.score_texts([(self._query, self._masked.left(one)) for one in new])
+        if not all(math.isfinite(score) for score in scores):
+            raise DataError(f"query {self._query.query_id!r}: the score of a masked text is not a number")
+        self._score_of.update(zip(new, scores, strict=True))
+        return [self._score_of[one] for one in coalitions]
+
+
 def measure_orders(
-    deletion: Deletion, orders: Sequence[Order], texts: TextScorer, *, num_top: int
+    deletion: Deletion, orders: Sequence[Order], worths: Worths, *, num_top: int
 ) -> list[Faithfulness]:
-    """Return what each order does to the score; equal texts are scored once.
+    """Return what each order does to the score.
 
     Raises:
-        DataError: the document has no words, or a score is not finite.
+        DataError: the document has no words.
     """
-    num_words = len(deletion.masked.spans)
-    if not num_words:
+    if not deletion.masked.spans:
         raise DataError(f"query {deletion.query.query_id!r}: a document without words cannot lose any")
-    wanted = {coalition for order in orders for coalition in _coalitions(order, num_top=num_top)}
-    coalitions = sorted(wanted)
-    scores = texts.score_texts([(deletion.query, deletion.masked.left(one)) for one in coalitions])
-    if not all(math.isfinite(score) for score in scores):
-        raise DataError(f"query {deletion.query.query_id!r}: the score of a masked text is not a number")
-    score_of = dict(zip(coalitions, scores, strict=True))
+    asked = sorted({coalition for order in orders for coalition in _coalitions(order, num_top=num_top)})
+    score_of = dict(zip(asked, worths(asked), strict=True))
     return [_measured(deletion, order, score_of, num_top=num_top) for order in orders]
 
 
@@ -114,9 +141,9 @@ def mean_of(found: Sequence[Faithfulness]) -> Faithfulness:
 def _measured(
     deletion: Deletion, order: Order, score_of: Mapping[int, float], *, num_top: int
 ) -> Faithfulness:
-    everybody = _members(order)
-    first = [_members(order[:size]) for size in _sizes(len(order))]
-    without_top = score_of[everybody & ~_members(order[:num_top])]
+    everybody = members_of(order)
+    first = [members_of(order[:size]) for size in _sizes(len(order))]
+    without_top = score_of[everybody & ~members_of(order[:num_top])]
     return Faithfulness(
         comprehensiveness=deletion.score - _mean([score_of[everybody & ~some] for some in first]),
         sufficiency=deletion.score - _mean([score_of[some] for some in first]),
@@ -127,18 +154,14 @@ def _measured(
 
 def _coalitions(order: Order, *, num_top: int) -> list[int]:
     """Return the coalitions of words that an order asks about."""
-    everybody = _members(order)
-    first = [_members(order[:size]) for size in _sizes(len(order))]
-    return [*first, *(everybody & ~some for some in first), everybody & ~_members(order[:num_top])]
+    everybody = members_of(order)
+    first = [members_of(order[:size]) for size in _sizes(len(order))]
+    return [*first, *(everybody & ~some for some in first), everybody & ~members_of(order[:num_top])]
 
 
 def _sizes(num_words: int) -> list[int]:
     """Return how many words each share is, at least one."""
     return [max(1, math.ceil(share * num_words)) for share in SHARES]
-
-
-def _members(places: Sequence[int]) -> int:
-    return sum(1 << place for place in places)
 
 
 def _rank(score: float, rivals: Sequence[float]) -> int:

@@ -8,6 +8,7 @@ from rerank_core.attribution.masking import MaskedText
 from rerank_core.errors import DataError
 from rerank_core.evaluation.faithfulness import (
     NUM_RANDOM,
+    CoalitionScores,
     Deletion,
     Faithfulness,
     mean_of,
@@ -37,7 +38,8 @@ def deletion(*, rivals=(2.5,)):
 
 
 def measure(*orders, num_top=2, **settings):
-    return measure_orders(deletion(**settings), orders, PlainTexts(SCORER), num_top=num_top)
+    found = deletion(**settings)
+    return measure_orders(found, orders, CoalitionScores(found, PlainTexts(SCORER)), num_top=num_top)
 
 
 BEST = (1, 0, 5, 2, 3, 6, 7, 8, 9, 10, 4)  # ice, Sea, sea, …, warm
@@ -87,7 +89,9 @@ def test_equal_texts_are_scored_once():
             return super().score_texts(texts)
 
     texts = Counting(SCORER)
-    measure_orders(deletion(), [BEST, BEST, BEST], texts, num_top=2)
+    scores = CoalitionScores(deletion(), texts)
+    for _ in range(2):
+        measure_orders(deletion(), [BEST, BEST, BEST], scores, num_top=2)
     assert texts.num_texts == 8  # 1, 2, 3 or 6 words on their own or deleted; two of them are the top
 
 
@@ -98,7 +102,7 @@ def test_equal_values_keep_the_order_of_the_words():
 def test_a_document_without_words_is_refused():
     empty = Deletion(QUERY, MaskedText("", [], mask_token="...", is_collapsing=True), 0.0, ())
     with pytest.raises(DataError, match="query 'q': a document without words"):
-        measure_orders(empty, [()], PlainTexts(SCORER), num_top=2)
+        measure_orders(empty, [()], CoalitionScores(empty, PlainTexts(SCORER)), num_top=2)
 
 
 def test_a_score_that_is_no_number_is_refused():
@@ -107,7 +111,7 @@ def test_a_score_that_is_no_number_is_refused():
             return [float("nan")] * len(texts)
 
     with pytest.raises(DataError, match="query 'q': the score of a masked text is not a number"):
-        measure_orders(deletion(), [BEST], Broken(SCORER), num_top=2)
+        measure_orders(deletion(), [BEST], CoalitionScores(deletion(), Broken(SCORER)), num_top=2)
 
 
 def test_means_are_taken_measure_by_measure():
