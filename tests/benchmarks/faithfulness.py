@@ -1,7 +1,7 @@
 """How faithful attributions are per training method, on the finished cells of `whyrank compare`.
 
-    python tests/benchmarks/faithfulness.py --prepared runs/sample --cells runs/sample-compared/cells/minilm \\
-        --output runs/faithfulness --folds 0 1 --queries 6
+    python tests/benchmarks/faithfulness.py --prepared runs/sample --output runs/faithfulness \\
+        --cells runs/sample-compared/cells/minilm --folds 0 1 --queries 6
 
 For each method it attributes the same documents, the first of the first stage for the first test queries of
 each fold, as `whyrank attribute` would, without Ray; then it does what `whyrank evaluate --faithfulness`
