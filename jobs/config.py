@@ -238,8 +238,8 @@ class EvaluateJob:
         --runs dpo=runs/fold-0 dpo=runs/fold-1 --fusion-weight 0.5
       whyrank evaluate --prepared runs/sample --output runs/faithful --runs dpo=runs/minilm-run \\
         --faithfulness dpo=runs/words
-      whyrank evaluate --prepared runs/sample --output runs/methods --runs sft=runs/sft-run dpo=runs/dpo-run \\
-        --faithfulness sft=runs/sft-words dpo=runs/dpo-words
+      whyrank evaluate --prepared runs/sample --output runs/methods \\
+        --runs sft=runs/sft-run dpo=runs/dpo-run --faithfulness sft=runs/sft-words dpo=runs/dpo-words
     """
 
     prepared: Path = field(metadata=PLACE)

@@ -86,10 +86,10 @@ def _deletions(tables: FaithfulnessTables) -> list[str]:
         "`attribution` orders the words by value, `lexical` by the inverse document frequency of those that"
         f" the query shares, `random` is the mean of {NUM_RANDOM} orders. Comprehensiveness (larger is"
         " better) and sufficiency (smaller is better) are the mean falls of the score without, and with only,"
-        f" the first 1, 5, 10, 20 and 50 % of the words; top drop is its fall without the first {tables.num_top},"
-        " rank falls the share of documents placed lower by it, beats random the share whose top drop is"
-        f" above the mean random one. A document of at most {tables.num_top} words loses all of them in any"
-        " order, and beats nothing."
+        " the first 1, 5, 10, 20 and 50 % of the words; top drop is its fall without the first"
+        f" {tables.num_top}, rank falls the share of documents placed lower by it, beats random the share"
+        " whose top drop is above the mean random one. A document of at most"
+        f" {tables.num_top} words loses all of them in any order, and beats nothing."
     )
     return ["\n".join(claims), _mean_table(tables.deletions, DELETION_LABELS), about]
 
@@ -108,9 +108,9 @@ def _curves(tables: FaithfulnessTables) -> list[str]:
     about = (
         "AOPC is the mean fall of the score over the steps of deleting all words, tenth by tenth (Samek et"
         " al. 2017); NAOPC = (AOPC − lower) / (upper − lower) with the bounds of each document's AOPC over"
-        f" all orders (Edin et al. 2025). They are exact for at most {MAX_EXACT_WORDS} words and else the widest"
-        " that a greedy search, or any measured order, found: the true ones are as wide or wider, so values"
-        " near 1 may be flattered."
+        f" all orders (Edin et al. 2025). They are exact for at most {MAX_EXACT_WORDS} words, and else the"
+        " widest that a greedy search, or any measured order, found: the true ones are as wide or wider, so"
+        " values near 1 may be flattered."
     )
     return [
         _mean_table(tables.curves, CURVE_LABELS),

@@ -126,6 +126,7 @@ WRONG: list[tuple[type, dict[str, Any], str]] = [
     (EvaluateJob, {"runs": ("a=b", "=folder")}, "each run must be NAME=FOLDER"),
     (EvaluateJob, {"runs": ("name=",)}, "each run must be NAME=FOLDER"),
     (EvaluateJob, {"num_samples": 99}, "num_samples must be at least 100"),
+    (EvaluateJob, {"num_close_ups": -1}, "num_close_ups must not be negative, got -1"),
     (EvaluateJob, {"fusion_weight": 1.5}, r"fusion_weight must lie in \[0, 1\], got 1.5"),
     (DemoJob, {"max_documents": 13}, "max_documents must lie between 1 and 12, got 13"),
 ]

@@ -85,8 +85,7 @@ def evaluation(job, output, **settings):
         output=output,
         runs=(f"tiny={job.run}",),
         faithfulness=(f"tiny={job.output}",),
-        num_samples=200,
-        **settings,
+        **{"num_samples": 200, "num_close_ups": 0, **settings},
     )
 
 
@@ -107,6 +106,37 @@ def test_the_attributed_words_matter_more_than_words_by_chance(words, tmp_path, 
     assert "lexical" in capsys.readouterr().out
     again = run_evaluate(config)
     assert again.state == "finished"
+
+
+def test_two_names_are_compared_and_looked_at_closely(words, tmp_path):
+    config = replace(
+        evaluation(words, tmp_path / "metrics", num_close_ups=1),
+        faithfulness=(f"one={words.output}", f"two={words.output}"),
+    )
+    run_evaluate(config)
+    record = json.loads((tmp_path / "metrics" / "faithfulness.json").read_text())
+    between = {found["measure"]: found for found in record["between_names"]}
+    assert list(between) == ["flip", "beats_random", "naopc"]
+    assert all(found["difference"]["mean"] == 0 for found in between.values())  # the same model twice
+    assert between["flip"]["first"] == ["two", "attribution"]
+    curves = {row["kind"]: row["values"]["naopc"]["mean"] for row in record["curves"] if row["name"] == "one"}
+    assert 1 >= curves["attribution"] > curves["random"] > 0
+    assert curves["attribution"] > curves["lexical"]
+    stability = {row["kind"]: row for row in record["stability"] if row["name"] == "one"}
+    assert {"seed", "edited", "inserted", "random"} <= set(stability)
+    agreed = {kind: row["values"]["kendall_tau"]["mean"] for kind, row in stability.items()}
+    assert agreed["seed"] > agreed["random"] + 0.1
+    assert 0 < stability["inserted"]["values"]["inserted_mass"]["mean"] < 1
+    page = (tmp_path / "metrics" / "faithfulness.md").read_text()
+    assert "- one: deleting the top 10 words lowers the score more than the mean of 20 random" in page
+    assert "two attribution | one attribution | NAOPC" in page
+
+
+def test_values_of_sentences_are_not_attributed_again(words, tmp_path):
+    job = replace(words, leaf="sentence", output=tmp_path / "words", max_documents=1, audit_share=0.0)
+    attribute(job)
+    with pytest.raises(ConfigError, match=r"has a value per sentence.*pass --num-close-ups 0"):
+        run_evaluate(evaluation(job, tmp_path / "metrics", num_close_ups=1))
 
 
 def test_the_same_seed_gives_the_same_numbers(words, tmp_path):
