@@ -31,16 +31,17 @@ if TYPE_CHECKING:
     from rerank_core.retrieval.bm25 import Bm25Retriever
 
 NUM_WORDS = 60
-"""A document is attributed again as its first words, so that a sentence more is still read."""
+"""The most words of a document that are attributed again."""
 
 WORD_LEAVES = ("token", "word")
 """The leaves whose attributions have one value per word."""
 
 
 def first_words(text: str) -> str:
-    """Return a text up to the end of its first `NUM_WORDS` words."""
-    found = words(text)[:NUM_WORDS]
-    return text[: found[-1].end] if found else ""
+    """Return the first half of a text's words, at most `NUM_WORDS`: a sentence behind them is still read."""
+    found = words(text)
+    half = found[: min(NUM_WORDS, (len(found) + 1) // 2)]
+    return text[: half[-1].end] if half else ""
 
 
 def measure_stability(  # noqa: PLR0913 - what is attributed, by what, and what it is changed with

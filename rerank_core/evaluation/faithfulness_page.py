@@ -125,14 +125,15 @@ def _curves(tables: FaithfulnessTables) -> list[str]:
 
 def _stability(tables: FaithfulnessTables) -> list[str]:
     about = (
-        f"Agreement with the attribution of a document's first {tables.num_words} words: `seed` by another"
-        " seed; `edited` in another spelling (contractions, case of first letters, thousands, quotes, dashes,"
-        " semicolons), which is less than a paraphrase; `inserted` with a sentence of another document of"
-        f" {SENTENCE_WORDS[0]} to {SENTENCE_WORDS[1]} words behind it that shares no content word with the"
-        " query; `lexical` the weights of words that the query shares, where there are any; `random` the same"
-        " values in random places. What a change moves includes what the search's own noise moves, as under"
-        " `seed`. Mass inserted is what the inserted words get of the sum of absolute values; in random"
-        " places it would be their share of the words."
+        "Agreement with the attribution of the first half of what the scorer reads of a document, at most"
+        f" {tables.num_words} words: `seed` by another seed; `edited` in another spelling (contractions, case"
+        " of first letters, thousands, quotes, dashes, semicolons), which is less than a paraphrase;"
+        " `inserted` with a sentence of another document behind it, of"
+        f" {SENTENCE_WORDS[0]} to {SENTENCE_WORDS[1]} words, that shares no content word with the query;"
+        " `lexical` the weights of words that the query shares, where there are any; `random` the same values"
+        " in random places. What a change moves includes what the search's own noise moves, as under `seed`."
+        " Mass inserted is what the inserted words get of the sum of absolute values; in random places it"
+        " would be their share of the words."
     )
     return [_mean_table(tables.stability, STABILITY_LABELS), about]
 
