@@ -45,7 +45,7 @@ def test_values_of_a_scorer_without_interactions_do_not_move():
 def test_an_inserted_word_that_the_scorer_reads_has_its_mass():
     found = stability()["inserted"]
     assert found["inserted_mass"] == pytest.approx(1 / (1 + 2 + 1))  # "warm" behind "warm ice"
-    assert found["inserted_words"] == pytest.approx(7 / (6 + 7))
+    assert found["inserted_words"] == pytest.approx(7 / (7 + 7))
 
 
 def test_what_changes_nothing_or_shares_nothing_is_left_out():
