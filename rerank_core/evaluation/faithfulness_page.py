@@ -89,7 +89,9 @@ def _deletions(tables: FaithfulnessTables) -> list[str]:
         " the first 1, 5, 10, 20 and 50 % of the words; top drop is its fall without the first"
         f" {tables.num_top}, rank falls the share of documents placed lower by it, beats random the share"
         " whose top drop is above the mean random one. A document of at most"
-        f" {tables.num_top} words loses all of them in any order, and beats nothing."
+        f" {tables.num_top} words loses all of them in any order, and beats nothing. Where n of n queries"
+        " agree the interval has no width, which is not certainty: the true share may be as low as"
+        " 0.05^(1/n) (one side, 95 %), 0.47 for 4 queries and 0.86 for 20."
     )
     return ["\n".join(claims), _mean_table(tables.deletions, DELETION_LABELS), about]
 
