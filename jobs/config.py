@@ -240,6 +240,8 @@ class EvaluateJob:
         --faithfulness dpo=runs/words
       whyrank evaluate --prepared runs/sample --output runs/methods \\
         --runs sft=runs/sft-run dpo=runs/dpo-run --faithfulness sft=runs/sft-words dpo=runs/dpo-words
+      whyrank evaluate --prepared runs/sample --output runs/read --runs dpo=runs/minilm-run \\
+        --explanations dpo=runs/texts
     """
 
     prepared: Path = field(metadata=PLACE)
@@ -256,6 +258,11 @@ class EvaluateJob:
     faithfulness: tuple[str, ...] = field(default=(), metadata=PLACE)
     """NAME=FOLDER of `whyrank attribute`: delete the words that it names, and see what the scores do; folders
     of the same name are pooled, those of different names compared."""
+    explanations: tuple[str, ...] = field(default=(), metadata=PLACE)
+    """NAME=FOLDER of `whyrank explain`: what the texts carry of the evidence, and whether ranks can be told
+    from them; folders of the same name are pooled."""
+    text_model: str = "minilm"
+    """Model whose vectors a reader of explanations sees: `minilm`, or a model folder."""
     num_close_ups: int = 1
     """Documents of each query, the first that are attributed, whose deletion curves are normalised and whose
     first words are attributed again: with another seed, respelled, with an irrelevant sentence. Takes about
@@ -268,10 +275,12 @@ class EvaluateJob:
     def __post_init__(self) -> None:
         check_setting(self.seed >= 0, f"seed must not be negative, got {self.seed}")
         check_setting(bool(self.runs), "runs must name at least one NAME=FOLDER")
-        check_setting(
-            all(0 < item.find("=") < len(item) - 1 for item in self.faithfulness),
-            f"each of faithfulness must be NAME=FOLDER, got {self.faithfulness}",
-        )
+        for option in ("faithfulness", "explanations"):
+            named = getattr(self, option)
+            check_setting(
+                all(0 < item.find("=") < len(item) - 1 for item in named),
+                f"each of {option} must be NAME=FOLDER, got {named}",
+            )
         check_setting(
             all(0 < r.find("=") < len(r) - 1 for r in self.runs),
             f"each run must be NAME=FOLDER, got {self.runs}",

@@ -43,6 +43,7 @@ from rerank_core.evaluation.comparison import (
     compare,
     measure_baselines,
 )
+from rerank_core.evaluation.explanation_page import EXPLANATION_PAGE, render_explanation_quality
 from rerank_core.evaluation.faithfulness_page import FAITHFULNESS_PAGE, render_faithfulness
 from rerank_core.evaluation.ranking_metrics import NDCG_BURGES, Metric, evaluate, metrics
 from rerank_core.formats import (
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
     from jobs.attribution_folders import AttributionFolder
     from jobs.config import EvaluateJob
+    from jobs.explanation_quality import ExplanationFolder
     from rerank_core.evaluation.findings import MetricRow, MetricTable
     from rerank_core.evaluation.significance import Interval
 
@@ -124,6 +126,11 @@ def run_evaluate(config: EvaluateJob) -> EvaluateResult:
         )
         for item in attributed
     }
+    explained = _explained(config)
+    inputs |= {
+        f"explanations/{item.name}/{place}": folder_digest(item.folder, patterns=("data/*.parquet",))
+        for place, item in enumerate(explained)
+    }
     with opened_output(config.output, job="evaluate", config=config, inputs=inputs) as state:
         if state == "finished":
             logger.info("%s is finished: nothing to do", config.output)
@@ -136,6 +143,8 @@ def run_evaluate(config: EvaluateJob) -> EvaluateResult:
         written = _write(config.output, evaluation, table=table, prepared=prepared)
         if attributed:
             _measure_attributed(config, attributed)
+        if explained:
+            _measure_explained(config, explained)
         headline = {row.name: row.values[NDCG_BURGES].mean for row in table.rows}
         finish_output(config.output, results={NDCG_BURGES: headline})
     show_metrics(table, evaluation.measured, console=Console())
@@ -165,6 +174,32 @@ def _measure_attributed(config: EvaluateJob, attributed: Sequence[AttributionFol
     page = render_faithfulness(tables)
     (config.output / FAITHFULNESS_PAGE).write_text(page, encoding="utf-8")
     show_faithfulness(tables, console=Console())
+
+
+def _explained(config: EvaluateJob) -> list[ExplanationFolder]:
+    if not config.explanations:
+        return []
+    from jobs.explanation_quality import explanation_folders
+
+    return explanation_folders(_named_folders(config.explanations), prepared=config.prepared)
+
+
+def _measure_explained(config: EvaluateJob, explained: Sequence[ExplanationFolder]) -> None:
+    """Write explanations.json and its page, and print the means."""
+    from jobs.explanation_quality import measure_explanations, show_explanation_quality
+    from rerank_core.models.embedder import load_embedder  # torch takes seconds to load
+
+    tables = measure_explanations(
+        explained,
+        prepared=config.prepared,
+        embedder=load_embedder(config.text_model),
+        num_samples=config.num_samples,
+        seed=config.seed,
+    )
+    write_json(config.output / "explanations.json", dataclasses.asdict(tables))
+    page = render_explanation_quality(tables)
+    (config.output / EXPLANATION_PAGE).write_text(page, encoding="utf-8")
+    show_explanation_quality(tables, console=Console())
 
 
 def _input_digests(

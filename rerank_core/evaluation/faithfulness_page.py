@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from rerank_core.evaluation.deletion_curves import MAX_EXACT_WORDS, NUM_STEPS
 from rerank_core.evaluation.faithfulness import NUM_RANDOM
+from rerank_core.evaluation.markdown import interval, signed_interval, table
 from rerank_core.evaluation.text_changes import SENTENCE_WORDS
 
 if TYPE_CHECKING:
@@ -144,10 +145,10 @@ def _mean_table(rows: Sequence[MeanRow], labels: Mapping[str, str]) -> str:
     header = ["name", "by", "queries", "documents", *labels.values()]
     lines = [
         [row.name, row.kind, str(row.num_queries), str(row.num_documents)]
-        + [_interval(row.values[measure]) if measure in row.values else "–" for measure in labels]
+        + [interval(row.values[measure]) if measure in row.values else "–" for measure in labels]
         for row in rows
     ]
-    return _table(header, lines)
+    return table(header, lines)
 
 
 def _curve_table(rows: Sequence[MeanRow], way: str) -> str:
@@ -156,7 +157,7 @@ def _curve_table(rows: Sequence[MeanRow], way: str) -> str:
         [row.name, row.kind, *(f"{row.values[f'{way}_{share}'].mean:.3f}" for share in shares)]
         for row in rows
     ]
-    return _table(["name", "by", *(f"{share} %" for share in shares)], lines)
+    return table(["name", "by", *(f"{share} %" for share in shares)], lines)
 
 
 def _difference_table(differences: Sequence[Difference]) -> str:
@@ -168,24 +169,11 @@ def _difference_table(differences: Sequence[Difference]) -> str:
             LABELS[found.measure],
             str(found.num_queries),
             str(found.num_documents),
-            _signed(found.difference),
+            signed_interval(found.difference),
         ]
         for found in differences
     ]
-    return _table(header, lines)
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---"] * len(header)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *lines])
-
-
-def _interval(found: Interval) -> str:
-    return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
-
-
-def _signed(found: Interval) -> str:
-    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    return table(header, lines)
 
 
 def _share(found: Interval) -> str:
