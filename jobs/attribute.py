@@ -21,6 +21,7 @@ from jobs.audit import (
     write_audit,
 )
 from jobs.manifest import (
+    RANK_FLIPS_FOLDER,
     finish_output,
     folder_digest,
     opened_output,
@@ -29,6 +30,7 @@ from jobs.manifest import (
     text_digests,
 )
 from jobs.progress import shard_progress
+from jobs.rank_flips import rank_flip
 from jobs.ray_session import Need, device_here, device_share, ray_session, require, require_shared
 from jobs.reuse import check_reusable, reusable_attributions
 from jobs.shards import (
@@ -43,17 +45,19 @@ from jobs.shards import (
 )
 from rerank_core.attribution.build import build_attributor
 from rerank_core.attribution.contract import check_residual
+from rerank_core.attribution.rank_flip_table import rank_flips_table
 from rerank_core.attribution.table import attributions_table
 from rerank_core.errors import ConfigError, JobError, WhyrankError
-from rerank_core.formats import RUN, read_documents, read_queries, read_shards, rows_of
+from rerank_core.formats import RUN, read_documents, read_queries, read_run, read_shards, rows_of, write_table
 from rerank_core.models.artefact import artefact_digest, check_artefact, load_artefact
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from jobs.config import AttributeJob
+    from rerank_core.attribution.rank_flip import RankFlip
     from rerank_core.protocols import Attributor
-    from rerank_core.records import Attribution, Document, Query
+    from rerank_core.records import Attribution, Document, Query, Run
 
 logger = logging.getLogger("whyrank.attribute")
 
@@ -193,7 +197,8 @@ def _attribute_pending(config: AttributeJob, keys: Sequence[Key]) -> None:
     with ray_session(config.address):
         share = device_share(config.num_workers)
         require(Need(num_workers=config.num_workers, cpus=share.cpus, gpus=share.gpus))
-        for folder in (config.prepared, config.artefact, config.output, *config.reuse):
+        flipped = (config.run,) if config.rank_flips else ()
+        for folder in (config.prepared, config.artefact, config.output, *config.reuse, *flipped):
             require_shared(folder)
         pool = ActorPool(
             worker=AttributeWorker,
@@ -205,6 +210,7 @@ def _attribute_pending(config: AttributeJob, keys: Sequence[Key]) -> None:
                 "audit_share": config.audit_share,
                 "seed": config.seed,
                 "reuse": [str(folder.resolve()) for folder in config.reuse],
+                "run": str(config.run.resolve()) if config.rank_flips else None,
             },
             num_workers=config.num_workers,
             num_cpus=share.cpus,
@@ -238,8 +244,12 @@ class AttributeWorker:
         audit_share: float,
         seed: int,
         reuse: Sequence[str] = (),
+        run: str | None = None,
     ) -> None:
-        """`settings` are those of `build_attributor`; of the folders `reuse` attributions are taken over."""
+        """`settings` are those of `build_attributor`; of the folders `reuse` attributions are taken over.
+
+        With a `run` the few words are searched that hold each document at its rank there.
+        """
         self._documents = read_documents(Path(prepared) / "corpus.parquet")
         self._queries = read_queries(Path(prepared) / "queries.parquet")
         self._scorer = load_artefact(Path(artefact), device=device_here())
@@ -250,6 +260,7 @@ class AttributeWorker:
         self._output = Path(output)
         self._seed = seed
         self._reusable = reusable_attributions(map(Path, reuse))
+        self._run = read_run(Path(run), "run") if run else None
 
     def __call__(self, shard: Shard) -> int:
         known = {key: self._reusable[key] for key in shard.keys if key in self._reusable}
@@ -266,8 +277,22 @@ class AttributeWorker:
         if audited:
             found = audit_shard(audited, self._exactly, queries=self._queries, documents=self._documents)
             write_audit(self._output, found, shard=shard.index)
+        if self._run is not None:
+            folder = self._output / RANK_FLIPS_FOLDER
+            folder.mkdir(exist_ok=True)
+            flips = rank_flips_table(self._flips(done, self._run))
+            write_table(flips, folder / f"shard-{shard.index:05d}.parquet")
         commit_shard(self._output, shard, table, key_columns=("query_id", "doc_id"), quarantined=quarantined)
         return len(done)
+
+    def _flips(self, attributions: Sequence[Attribution], run: Run) -> dict[tuple[str, str], RankFlip]:
+        flips = {}
+        for found in attributions:
+            query, document = self._queries[found.query_id], self._documents[found.doc_id]
+            flip = rank_flip(found, query, document, scorer=self._scorer, run=run)
+            if flip:
+                flips[found.query_id, found.doc_id] = flip
+        return flips
 
 
 def attribute_pairs(

@@ -146,6 +146,8 @@ class AttributeJob:
     """Model evaluations per document, for all methods but `exact`."""
     max_error: float = 0.0
     """`pruned` stops sooner where the estimated bound on the length of (values - exact values) is so low."""
+    rank_flips: bool = False
+    """Also search for the few words without which a document would rank lower."""
     audit_share: float = 0.01
     """Share of the documents that are attributed again without a budget, to report how far the values lie
     from the exact ones; costs tens of times an attribution each."""
@@ -167,6 +169,10 @@ class AttributeJob:
         check_setting(self.max_evals >= 2, f"max_evals must be at least 2, got {self.max_evals}")
         check_setting(self.max_error >= 0, f"max_error must not be negative, got {self.max_error}")
         check_setting(0 <= self.audit_share <= 1, f"audit_share must lie in [0, 1], got {self.audit_share}")
+        check_setting(
+            not self.rank_flips or self.leaf in ("token", "word"),
+            f"rank flips are searched among words; take --leaf token or word, not {self.leaf}",
+        )
         check_setting(
             self.max_error == 0 or self.method == "pruned",
             f"{self.method} knows no bound on its error; leave --max-error at 0, or take --method pruned",

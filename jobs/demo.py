@@ -110,6 +110,7 @@ def demo_plan(config: DemoJob, *, num_workers: int) -> DemoPlan:
             max_queries=-(-config.max_documents // TOP_K),
             max_documents=config.max_documents,
             max_evals=MAX_EVALS,
+            rank_flips=True,
             shard_documents=max(1, config.max_documents // (NUM_ACTORS * SHARDS_PER_ACTOR)),
             num_workers=NUM_ACTORS,
             seed=config.seed,

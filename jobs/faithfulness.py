@@ -12,9 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs.progress import progress_bar
+from jobs.rank_flips import rival_scores
 from jobs.reattribution import NUM_WORDS, WORD_LEAVES, measure_stability
 from rerank_core.attribution.build import build_attributor
 from rerank_core.attribution.contract import document_seed
+from rerank_core.attribution.deletion import CoalitionScores, Deletion, word_spans
 from rerank_core.attribution.masking import TokenMasker
 from rerank_core.attribution.table import read_attributions
 from rerank_core.data.splits import members
@@ -31,14 +33,11 @@ from rerank_core.evaluation.document_table import (
 from rerank_core.evaluation.faithfulness import (
     NUM_RANDOM,
     SHARES,
-    CoalitionScores,
-    Deletion,
     Faithfulness,
     mean_of,
     measure_orders,
     order_of,
     random_orders,
-    word_spans,
 )
 from rerank_core.evaluation.faithfulness_page import DELETION_LABELS, OWN, FaithfulnessTables
 from rerank_core.formats import read_documents, read_queries, read_run, read_split
@@ -163,7 +162,7 @@ def _measured_document(  # noqa: PLR0913 - a document, its model, and how closel
     query, document = texts.queries[attribution.query_id], texts.documents[attribution.doc_id]
     visible = model.scorer.visible_content(query, document)
     masked = TokenMasker(model.scorer.tokenizer).masked(visible, word_spans(attribution, document))
-    deletion = Deletion(query, masked, attribution.score, _rivals(model.run, attribution))
+    deletion = Deletion(query, masked, attribution.score, rival_scores(model.run, attribution))
     worths = CoalitionScores(deletion, NearCopies(model.scorer))
     orders = _orders(attribution, query, lexical=texts.lexical, seed=seed)
     curves: list[Mapping[str, float]] = []
@@ -186,16 +185,6 @@ def _measured_document(  # noqa: PLR0913 - a document, its model, and how closel
         deletions=_by_order(_with_beaten(deletions)),
         curves=_by_order(curves) if is_close else {},
         stability=stability,
-    )
-
-
-def _rivals(run: Run, attribution: Attribution) -> tuple[float, ...]:
-    """Return the scores of the other documents in the list."""
-    ranking = run.rankings[attribution.query_id]
-    return tuple(
-        score
-        for doc_id, score in zip(ranking.doc_ids, ranking.scores, strict=True)
-        if doc_id != attribution.doc_id
     )
 
 

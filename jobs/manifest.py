@@ -70,6 +70,10 @@ def scoring_digests(prepared: Path, *, fold: int) -> dict[str, str]:
     return {**digests, "split": file_digest(split)}
 
 
+RANK_FLIPS_FOLDER = "rank_flips"
+"""Where an output of attribution keeps rank flips, in shards of its own."""
+
+
 def text_digests(prepared: Path) -> dict[str, str]:
     """Return the digests of the documents and queries of a prepared folder."""
     return {name: file_digest(prepared / f"{name}.parquet") for name in ("corpus", "queries")}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.evaluate import PER_QUERY, run_input
 from jobs.manifest import (
     MANIFEST,
+    RANK_FLIPS_FOLDER,
     finish_output,
     folder_digest,
     opened_output,
@@ -20,6 +21,7 @@ from jobs.manifest import (
     read_manifest,
     require_finished,
 )
+from rerank_core.attribution.rank_flip_table import read_rank_flips
 from rerank_core.attribution.table import read_attributions
 from rerank_core.data.splits import members
 from rerank_core.errors import ConfigError, DataError
@@ -308,6 +310,7 @@ def _read_explained(
     written = {
         (e.query_id, e.doc_id, e.with_attribution): e for e in explanations if e.template != CONTRAST_TEMPLATE
     }
+    flips = read_rank_flips(config.attributions / RANK_FLIPS_FOLDER)
     place = {(query_id, item.document.doc_id): item for query_id, found in ranked.items() for item in found}
     return tuple(
         ExplainedDocument(
@@ -319,6 +322,7 @@ def _read_explained(
             with_attribution=written.get((attribution.query_id, attribution.doc_id, True)),
             without_attribution=written.get((attribution.query_id, attribution.doc_id, False)),
             above_next=compared.get((attribution.query_id, attribution.doc_id)),
+            flip=flips.get((attribution.query_id, attribution.doc_id)),
         )
         for attribution in read_attributions(config.attributions)
     )

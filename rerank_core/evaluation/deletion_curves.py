@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING
 
-from rerank_core.evaluation.faithfulness import members_of
+from rerank_core.attribution.deletion import members_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from rerank_core.evaluation.faithfulness import Order, Worths
+    from rerank_core.attribution.deletion import Worths
+    from rerank_core.evaluation.faithfulness import Order
 
 NUM_STEPS = 10
 MAX_EXACT_WORDS = 8

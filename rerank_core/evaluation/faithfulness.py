@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rerank_core.attribution.deletion import members_of, rank_among
 from rerank_core.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
 
-    from rerank_core.attribution.contract import TextScorer
-    from rerank_core.attribution.masking import MaskedText
-    from rerank_core.records import Attribution, Document, Query
+    from rerank_core.attribution.deletion import Deletion, Worths
 
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
 """Shares of the words that are deleted, or kept: the bins of ERASER."""
@@ -26,9 +24,6 @@ NUM_RANDOM = 20
 
 Order = tuple[int, ...]
 """Places of a document's words, those first that are said to raise its score most."""
-
-Worths = Callable[[Sequence[int]], Sequence[float]]
-"""The scores of what is left of a document for coalitions of its words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,31 +44,6 @@ class Faithfulness:
     flip: float
 
 
-@dataclass(frozen=True, slots=True)
-class Deletion:
-    """A scored document whose words can be deleted, and the scores of the others in its list."""
-
-    query: Query
-    masked: MaskedText  # its players are the words
-    score: float
-    rivals: tuple[float, ...]
-
-
-def word_spans(attribution: Attribution, document: Document) -> list[tuple[int, int]]:
-    """Return where an attribution's units lie in `document.content`."""
-    text_start = len(document.content) - len(document.text)
-    return [
-        (unit.start + shift, unit.end + shift)
-        for unit in attribution.units
-        for shift in [text_start if unit.field == "text" else 0]
-    ]
-
-
-def members_of(places: Sequence[int]) -> int:
-    """Return the coalition of some words: an integer, bit i is word i."""
-    return sum(1 << place for place in places)
-
-
 def order_of(values: Sequence[float]) -> Order:
     """Return the places of values, largest first; equal values keep their order."""
     return tuple(sorted(range(len(values)), key=lambda place: -values[place]))
@@ -82,29 +52,6 @@ def order_of(values: Sequence[float]) -> Order:
 def random_orders(num_words: int, rng: np.random.Generator) -> list[Order]:
     """Return `NUM_RANDOM` random orders."""
     return [tuple(int(place) for place in rng.permutation(num_words)) for _ in range(NUM_RANDOM)]
-
-
-class CoalitionScores:
-    """The scores of what is left of one document, each coalition of its words scored once."""
-
-    def __init__(self, deletion: Deletion, texts: TextScorer) -> None:
-        self._query = deletion.query
-        self._masked = deletion.masked
-        self._texts = texts
-        self._score_of: dict[int, float] = {}
-
-    def __call__(self, coalitions: Sequence[int]) -> list[float]:
-        """Return one score per coalition, in their order.
-
-        Raises:
-            DataError: a score is not finite.
-        """
-        new = sorted(set(coalitions) - self._score_of.keys())
-        scores = self._texts.score_texts([(self._query, self._masked.left(one)) for one in new])
-        if not all(math.isfinite(score) for score in scores):
-            raise DataError(f"query {self._query.query_id!r}: the score of a masked text is not a number")
-        self._score_of.update(zip(new, scores, strict=True))
-        return [self._score_of[one] for one in coalitions]
 
 
 def measure_orders(
@@ -148,7 +95,7 @@ def _measured(
         comprehensiveness=deletion.score - _mean([score_of[everybody & ~some] for some in first]),
         sufficiency=deletion.score - _mean([score_of[some] for some in first]),
         top_drop=deletion.score - without_top,
-        flip=float(_rank(without_top, deletion.rivals) > _rank(deletion.score, deletion.rivals)),
+        flip=float(rank_among(without_top, deletion.rivals) > rank_among(deletion.score, deletion.rivals)),
     )
 
 
@@ -162,10 +109,6 @@ def _coalitions(order: Order, *, num_top: int) -> list[int]:
 def _sizes(num_words: int) -> list[int]:
     """Return how many words each share is, at least one."""
     return [max(1, math.ceil(share * num_words)) for share in SHARES]
-
-
-def _rank(score: float, rivals: Sequence[float]) -> int:
-    return 1 + sum(rival > score for rival in rivals)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -11,6 +11,7 @@ from rerank_core.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from rerank_core.attribution.rank_flip import RankFlip
     from rerank_core.evaluation.significance import Interval
     from rerank_core.records import Attribution, Document, Explanation, Query
 
@@ -99,6 +100,7 @@ class ExplainedDocument:
     with_attribution: Explanation | None
     without_attribution: Explanation | None
     above_next: Explanation | None  # why it stands above the document at the next rank
+    flip: RankFlip | None  # the few words without which it would stand lower, where they were searched
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ def _explained(ranked: RankedDocument) -> ExplainedDocument:
         num_attempts=1,
     )
     above = replace(text, template="explain_contrast")
-    return ExplainedDocument(QUERY, ranked, 3, True, attribution, text, None, above)
+    return ExplainedDocument(QUERY, ranked, 3, True, attribution, text, None, above, None)
 
 
 def _metric_table() -> MetricTable:

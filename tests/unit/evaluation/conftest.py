@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from rerank_core.attribution.rank_flip import RankFlip
 from rerank_core.evaluation.findings import (
     ExplainedDocument,
     Findings,
@@ -138,7 +139,7 @@ def explained(ranked_query: RankedQuery) -> tuple[ExplainedDocument, ...]:
         problems=("absent",),
     )
     return (
-        ExplainedDocument(ranked_query.query, bad, 3, True, about_bad, replaced, unverified, None),
+        ExplainedDocument(ranked_query.query, bad, 3, True, about_bad, replaced, unverified, None, None),
         ExplainedDocument(
             query=ranked_query.query,
             ranked=good,
@@ -147,6 +148,7 @@ def explained(ranked_query: RankedQuery) -> tuple[ExplainedDocument, ...]:
             attribution=about_good,
             with_attribution=explanation_of(about_good, cited=("Ice",), with_attribution=True),
             without_attribution=explanation_of(about_good, cited=("satellites",), with_attribution=False),
+            flip=RankFlip((1, 2), rank=1, flipped_rank=2, score=-0.5),
             above_next=replace(
                 explanation_of(about_good, cited=("Ice", "script"), with_attribution=True),
                 text="It stands above the other one.",

@@ -3,19 +3,17 @@
 import pytest
 
 from rerank_core.attribution.attributor import PlainTexts, SearchAttributor
+from rerank_core.attribution.deletion import CoalitionScores, Deletion, word_spans
 from rerank_core.attribution.estimators import PrunedOwen
 from rerank_core.attribution.masking import MaskedText
 from rerank_core.errors import DataError
 from rerank_core.evaluation.faithfulness import (
     NUM_RANDOM,
-    CoalitionScores,
-    Deletion,
     Faithfulness,
     mean_of,
     measure_orders,
     order_of,
     random_orders,
-    word_spans,
 )
 from rerank_core.models.tiny import tiny_tokenizer
 from rerank_core.records import Document, Query

@@ -173,6 +173,12 @@ def test_a_document_alone_in_its_query_leaves_the_comparison_out(findings: Findi
     assert "#contrast" not in [a.get("href") for tag, a in page.tags if tag == "a"]
 
 
+def test_the_words_that_hold_a_rank_are_named_where_they_were_searched(page: Page) -> None:
+    told = re.sub(r"\s+", " ", page.text)
+    assert "Without “ice” and “Sea” it would stand at rank 2; with any one of them back" in told
+    assert told.count("it would stand at rank") == 1
+
+
 def test_a_replaced_text_is_marked_and_says_why(page: Page) -> None:
     assert "failed verification, replaced by the template" in page.text_by_class["replaced"]
     assert "cites “glacier”, which the evidence lacks" in page.text_by_class["problems"]

@@ -17,6 +17,7 @@ from jobs.attribute import (
 from jobs.audit import audit_record, is_audited, summarise_audit
 from jobs.config import AttributeJob
 from jobs.manifest import (
+    RANK_FLIPS_FOLDER,
     file_digest,
     finish_output,
     folder_digest,
@@ -25,12 +26,14 @@ from jobs.manifest import (
     text_digests,
     write_json,
 )
+from jobs.rank_flips import rank_flip
 from jobs.reuse import check_reusable
 from jobs.shards import Quarantined, Shard, commit_shard, plan_shards, read_quarantine
+from rerank_core.attribution.rank_flip_table import read_rank_flips
 from rerank_core.attribution.shap_adapter import ShapAttributor
 from rerank_core.attribution.table import attributions_table, read_attributions
 from rerank_core.errors import ConfigError, DataError, JobError, OutputConflictError
-from rerank_core.formats import RUN, documents_table, queries_table, table_of, write_table
+from rerank_core.formats import RUN, documents_table, queries_table, read_run, table_of, write_table
 from rerank_core.models.artefact import artefact_digest, load_artefact, save_artefact
 from rerank_core.models.build import build_encoder, build_model, load_tokenizer
 from rerank_core.models.scorer import LanguageModelScorer
@@ -107,6 +110,7 @@ def _worker(job):
         audit_share=job.audit_share,
         seed=job.seed,
         reuse=[str(folder) for folder in job.reuse],
+        run=str(job.run) if job.rank_flips else None,
     )
 
 
@@ -263,6 +267,20 @@ def _committed_before_a_kill(job, *, done, quarantined):
 
 def _attribution(query_id, doc_id, *, is_truncated=False):
     return Attribution(query_id, doc_id, 0.0, 0.0, (), (), "partition", 2, 0.0, 7, is_truncated)
+
+
+def test_the_words_that_hold_a_rank_are_kept_beside_the_attributions(job):
+    keys = (("q1", "d1"), ("q1", "d2"))
+    _worker(job)(Shard(0, keys))
+    assert read_rank_flips(job.output / RANK_FLIPS_FOLDER) == {}
+    _worker(_with(job, rank_flips=True))(Shard(1, keys))
+    flips = read_rank_flips(job.output / RANK_FLIPS_FOLDER)
+    scorer, run = load_artefact(job.artefact), read_run(job.run, "run")
+    assert flips.keys() <= set(keys)
+    for attribution in read_attributions(job.output)[:2]:
+        document = next(found for found in DOCUMENTS if found.doc_id == attribution.doc_id)
+        flip = rank_flip(attribution, QUERIES[0], document, scorer=scorer, run=run)
+        assert flips.get((attribution.query_id, attribution.doc_id)) == flip
 
 
 def _attributed(job, *keys):
