@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from jobs.attribution_folders import ATTRIBUTOR_SETTINGS
 from jobs.audit import (
     MAX_EVALS,
     AuditSummary,
@@ -22,6 +23,7 @@ from jobs.audit import (
 )
 from jobs.manifest import (
     RANK_FLIPS_FOLDER,
+    SHARDS,
     finish_output,
     folder_digest,
     opened_output,
@@ -83,13 +85,13 @@ def run_attribute(config: AttributeJob) -> AttributeResult:
     inputs = {
         **text_digests(config.prepared),
         "artefact": artefact_digest(config.artefact),
-        "run": folder_digest(config.run, patterns=("data/shard-*.parquet",)),
+        "run": folder_digest(config.run, patterns=SHARDS),
     }
-    check_reusable(config, inputs=inputs)
     with opened_output(config.output, job="attribute", config=config, inputs=inputs) as state:
         if state == "finished":
             logger.info("%s is finished: nothing to do", config.output)
         else:
+            check_reusable(config, inputs=inputs)
             _attribute_pending(config, keys)
         result = _result(config.output, num_planned=len(keys))
         if state != "finished":
@@ -223,12 +225,7 @@ def _attribute_pending(config: AttributeJob, keys: Sequence[Key]) -> None:
 
 def attributor_settings(config: AttributeJob) -> dict[str, Any]:
     """Return the arguments of `build_attributor` that a job names."""
-    return {
-        "method": config.method,
-        "max_evals": config.max_evals,
-        "max_error": config.max_error,
-        "leaf": config.leaf,
-    }
+    return {name: getattr(config, name) for name in ATTRIBUTOR_SETTINGS}
 
 
 class AttributeWorker:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.manifest import folder_digest, other_inputs, require_finished, text_digests
+from jobs.manifest import SHARDS, folder_digest, other_inputs, require_finished, text_digests
 from jobs.run_folders import checked_fold
 from rerank_core.errors import ConfigError
 from rerank_core.models.artefact import artefact_digest
@@ -60,7 +60,7 @@ def _checked(name: str, folder: Path, *, prepared: Path) -> AttributionFolder:
             raise ConfigError(f"the {part} of {folder} lay at {path}; put it back there, or attribute again")
     found = {
         "artefact": artefact_digest(artefact),
-        "run": folder_digest(run, patterns=("data/shard-*.parquet",)),
+        "run": folder_digest(run, patterns=SHARDS),
     }
     others = other_inputs(manifest, found)
     if others:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from jobs.first_texts import FirstTexts
 from jobs.generation import EngineConfig, Request, generate
-from jobs.manifest import file_digest, finish_output, folder_digest, opened_output
-from jobs.placements import SHARDS, planned_placements
+from jobs.manifest import SHARDS, file_digest, finish_output, folder_digest, opened_output
+from jobs.placements import planned_placements
 from jobs.progress import progress_bar
 from jobs.ray_session import ray_session
 from jobs.shards import Key, Shard, commit_shard, pending_shards, plan_shards
@@ -153,7 +154,9 @@ def _explain_pending(
         seed=config.seed,
     )
     num_texts = sum(map(len, placements.values()))
-    is_first = len(pending) == len(shards)  # else an earlier execution had an answer
+    first_texts = FirstTexts(config.output / "first_texts.jsonl")
+    # An earlier execution may have had an answer.
+    is_first = len(pending) == len(shards) and not first_texts.read()
     with ray_session(config.address), progress_bar() as progress:
         bar = progress.add_task(
             "explain: starting the engine", total=num_texts, completed=num_texts - len(work)
@@ -168,9 +171,10 @@ def _explain_pending(
             again = dataclasses.replace(engine, seed=engine.seed + attempt - 1, temperature=temperature)
             return generate(some, again)
 
-        explained = verified(requests, asked, ask=ask, generator=config.model)
+        explained = verified(requests, asked, ask=ask, first_texts=first_texts, generator=config.model)
         for num_explained in commit_explained(config, work, explained):
             progress.update(bar, advance=num_explained, description="explain: texts")
+    first_texts.drop()
 
 
 def commit_explained(

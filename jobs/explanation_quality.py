@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from jobs.manifest import folder_digest, other_inputs, require_finished, text_digests
+from jobs.manifest import SHARDS, folder_digest, other_inputs, require_finished, text_digests
 from rerank_core.attribution.table import read_attributions
 from rerank_core.errors import ConfigError, DataError
 from rerank_core.evaluation.document_table import (
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from rerank_core.protocols import Embedder
     from rerank_core.records import Document, Explanation
 
-SHARDS = ("data/shard-*.parquet",)
 WITH, WITHOUT, SHUFFLED = "with", "without", "shuffled"
 
 
@@ -97,7 +96,12 @@ def measure_explanations(
     for folder in folders:
         for explanation, rank, measures in _measured(folder, documents):
             kind = (folder.name, WITH if explanation.with_attribution else WITHOUT)
-            texts.setdefault(kind, {})[explanation.query_id, explanation.doc_id] = measures
+            key = (explanation.query_id, explanation.doc_id)
+            if key in texts.setdefault(kind, {}):
+                raise DataError(
+                    f"{folder.name!r} explains {key} twice ({folder.folder} is the second); name one"
+                )
+            texts[kind][key] = measures
             told.setdefault(kind, []).append((explanation, rank))
     of_texts = [MeasuredDocuments(name, kind, found) for (name, kind), found in texts.items()]
     of_reader = [

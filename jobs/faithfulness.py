@@ -131,6 +131,11 @@ def _check_leaves(folders: Sequence[AttributionFolder], *, num_close_ups: int) -
                 f"{folder.folder} has a value per {folder.settings['leaf']}, but only words are attributed"
                 " again; pass --num-close-ups 0"
             )
+        if num_close_ups and folder.settings["method"] == "exact":
+            raise ConfigError(
+                f"{folder.folder} was enumerated, which the longer texts of a closer look do not allow; pass"
+                " --num-close-ups 0"
+            )
 
 
 def _measured_folder(

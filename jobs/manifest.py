@@ -70,6 +70,9 @@ def scoring_digests(prepared: Path, *, fold: int) -> dict[str, str]:
     return {**digests, "split": file_digest(split)}
 
 
+SHARDS = ("data/shard-*.parquet",)
+"""What an output is known by: its shards, for `folder_digest`."""
+
 RANK_FLIPS_FOLDER = "rank_flips"
 """Where an output of attribution keeps rank flips, in shards of its own."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from jobs.manifest import file_digest, folder_digest, require_finished
+from jobs.manifest import SHARDS, file_digest, folder_digest, require_finished
 from rerank_core.attribution.table import read_attributions
 from rerank_core.errors import ConfigError, DataError
 from rerank_core.explanation.evidence import contrast_evidence, select_evidence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jobs.shards import Key
     from rerank_core.records import Attribution, Document
 
-SHARDS = ("data/shard-*.parquet",)
+WORD_LEAVES = ("token", "word")
 
 
 def planned_placements(config: ExplainJob) -> dict[Key, tuple[Placement, ...]]:
@@ -37,6 +37,12 @@ def planned_placements(config: ExplainJob) -> dict[Key, tuple[Placement, ...]]:
     require_finished(config.run, job="score")
     attributed = require_finished(config.attributions, job="attribute")
     _refuse_others(config, attributed["digests"])
+    leaf = attributed["config"].get("leaf", "token")
+    if leaf not in WORD_LEAVES:
+        raise ConfigError(
+            f"{config.attributions} has a value per {leaf}, but explanations cite words; attribute with"
+            " --leaf token or word"
+        )
     rank_by_key, num_by_query = _ranks(config.run)
     documents = read_documents(config.prepared / "corpus.parquet")
     queries = read_queries(config.prepared / "queries.parquet")
@@ -87,7 +93,9 @@ def _contrasts(
             rank=rank + 1,
             k=config.num_words,
         )
-        yield key, dataclasses.replace(placements[key][0], evidence=evidence)
+        assert evidence.contrast is not None
+        if round(evidence.contrast.margin, 2) > 0:  # else nothing that is told could tell them apart
+            yield key, dataclasses.replace(placements[key][0], evidence=evidence)
 
 
 def _refuse_others(config: ExplainJob, digests: Mapping[str, str]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rerank_core.attribution.contract import document_seed
+from rerank_core.errors import DataError
 from rerank_core.evaluation.stability import (
     agreement,
     inserted_shares,
@@ -58,15 +60,17 @@ def measure_stability(  # noqa: PLR0913 - what is attributed, by what, and what 
 
     `seed` is another seed, `edited` and `inserted` are the changes of `text_changes`; `lexical` are the
     weights of words that the query shares (absent where it shares none), `random` the values in random
-    places. A change is left out where it changes nothing, or where the scorer does not read all of it. A text
-    without words has no kind.
+    places. A change is left out where it changes nothing, where the scorer does not read all of it, or where
+    no document has a sentence to insert. A text without words has no kind.
     """
     text = first_words(visible)
     if not text:
         return {}
     rng = np.random.default_rng(document_seed(seed, query.query_id, doc_id=document.doc_id))
-    sentence = unrelated_sentence(query, document, documents, lexical=lexical, rng=rng)
-    changes = {"edited": surface_edit(text), "inserted": with_sentence(text, sentence)}
+    changes = {"edited": surface_edit(text)}
+    with suppress(DataError):  # no document has such a sentence
+        sentence = unrelated_sentence(query, document, documents, lexical=lexical, rng=rng)
+        changes["inserted"] = with_sentence(text, sentence)
     texts = [Document(document.doc_id, one) for one in (text, *(change.text for change in changes.values()))]
     reference, *attributions = attributor.attribute(query, texts, seed=seed)
     (again,) = attributor.attribute(query, texts[:1], seed=seed + 1)

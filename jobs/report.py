@@ -14,6 +14,7 @@ from jobs.evaluate import PER_QUERY, run_input
 from jobs.manifest import (
     MANIFEST,
     RANK_FLIPS_FOLDER,
+    SHARDS,
     finish_output,
     folder_digest,
     opened_output,
@@ -61,7 +62,6 @@ logger = logging.getLogger("whyrank.report")
 
 PAGE = "report.html"
 PICTURES = "pictures"
-SHARDS = ("data/shard-*.parquet",)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jobs.attribution_folders import ATTRIBUTOR_SETTINGS
 from jobs.manifest import other_inputs, require_finished
 from rerank_core.attribution.table import read_attributions
 from rerank_core.errors import ConfigError
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from jobs.shards import Key
     from rerank_core.records import Attribution
 
-SETTINGS = ("method", "leaf", "max_evals", "max_error", "seed")
+SETTINGS = (*ATTRIBUTOR_SETTINGS, "seed")
 """What decides an attribution besides the artefact, the query and the document."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jobs.first_texts import asked
 from jobs.generation import Failure
 from rerank_core.errors import JobError
 from rerank_core.explanation.explain import NUM_ATTEMPTS, conclude, conclude_failure
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import TypeAlias
 
+    from jobs.first_texts import FirstTexts
     from jobs.generation import Request
     from rerank_core.explanation.task import Placement
     from rerank_core.records import Explanation
@@ -26,17 +28,23 @@ def verified(
     placements: Sequence[Placement],
     *,
     ask: Callable[[Sequence[Request], int], Answers],
+    first_texts: FirstTexts,
     generator: str,
 ) -> Iterator[tuple[int, Explanation]]:
     """Yield (index, explanation) for every request, each once; refused texts are asked for once more.
 
     `placements[request.index]` is what a request asks about; `ask(requests, attempt)` yields their answers.
-    Refused texts come last: an engine is started for them only once the others are done.
+    Refused texts come last: an engine is started for them only once the others are done. What `first_texts`
+    holds from an interrupted execution is not asked for again.
     """
     written: dict[int, tuple[Generation, ...]] = {}  # by index, of what is not concluded yet
     for attempt in range(1, NUM_ATTEMPTS + 1):
-        pending = [request for request in requests if attempt == 1 or request.index in written]
-        for index, answer in ask(pending, attempt) if pending else ():
+        if attempt == 1:
+            answers = _first_answers(requests, placements, ask=ask, first_texts=first_texts)
+        else:
+            pending = [request for request in requests if request.index in written]
+            answers = ask(pending, attempt) if pending else iter(())
+        for index, answer in answers:
             texts = written.pop(index, ())
             if isinstance(answer, Generation):
                 texts = (*texts, answer)
@@ -48,6 +56,24 @@ def verified(
                 written[index] = texts
             else:
                 yield index, explanation
+
+
+def _first_answers(
+    requests: Sequence[Request],
+    placements: Sequence[Placement],
+    *,
+    ask: Callable[[Sequence[Request], int], Answers],
+    first_texts: FirstTexts,
+) -> Answers:
+    kept = first_texts.read()
+    known = {r.index: asked(placements[r.index]) for r in requests if asked(placements[r.index]) in kept}
+    for index, key in known.items():
+        yield index, kept[key]
+    pending = [request for request in requests if request.index not in known]
+    for index, answer in ask(pending, 1) if pending else ():
+        if isinstance(answer, Generation):
+            first_texts.keep(placements[index], answer)
+        yield index, answer
 
 
 def once_answered(answers: Answers) -> Answers:

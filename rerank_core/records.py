@@ -174,6 +174,7 @@ class Explanation:
     doc_id: str
     text: str
     cited: tuple[str, ...]
+    effects: tuple[str, ...]  # what the text says that each cited word did; empty where it says nothing
     grounded: bool
     problems: tuple[str, ...]
     with_attribution: bool

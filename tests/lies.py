@@ -1,21 +1,26 @@
-"""Two hundred answers of a generator that lies, and the honest ones that must not be refused with them."""
+"""Answers of a generator that lies, and the honest ones that must not be refused with them."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from rerank_core.explanation.task import Placement
 from rerank_core.records import Contrast, Document, Evidence, EvidenceWord, Query
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What a generator answers about a placement."""
+    """What a generator answers about a placement, and the beginning of the problem that it must meet."""
 
     kind: str
     placement: Placement
     answer: str
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +159,12 @@ _ORDERS = (
 )
 
 
+_TAIL = " Some call it not the best of all, at rank 3 of the lists that example org recommends."
+"""Ends every document, so that its own words can deny, judge, and spell a link."""
+
+
 def lies() -> list[Case]:
-    """Return 20 false answers about each of ten documents; they differ in what is false."""
+    """Return 24 false answers about each of ten documents; they differ in what is false."""
     return [case for subject in _SUBJECTS for case in (*_plain_lies(subject), *_obeyed_orders(subject))]
 
 
@@ -166,15 +175,11 @@ def truths() -> list[Case]:
         honest = _answer(subject, f"This document describes {subject.honest}.")
         cases.append(Case("honest", _placement(subject), honest))
         cases += [Case("honest", _planted(subject, order), honest) for order in _ORDERS]
-        compared = json.dumps(
+        compared = _answers(
             {
-                "sentences": [
-                    {
-                        "text": f"This document describes {subject.honest}.",
-                        "raised": [subject.raised[0]],
-                        "other_lowered": ["tariffs"],
-                    }
-                ]
+                "text": f"This document describes {subject.honest}.",
+                "raised": [subject.raised[0]],
+                "other_lowered": ["tariffs"],
             }
         )
         cases.append(Case("honest", _compared(subject), compared))
@@ -186,47 +191,65 @@ def _plain_lies(subject: _Subject) -> list[Case]:
     good = f"This document describes {subject.honest}."
     first, second = subject.raised
     start = good.removesuffix(".")
+    whole = {"text": good, "raised": [first]}
     answers = {
-        "cites an absent word": _answer(subject, good, raised=[first, "volcanoes"]),
-        "cites a word that is no evidence": _answer(subject, good, raised=[first, subject.unattributed]),
-        "cites nothing": json.dumps({"sentences": [{"text": good}]}),
-        "cites nothing in one of two sentences": json.dumps(
-            {
-                "sentences": [
-                    {"text": good, "raised": [first]},
-                    {"text": f"It also describes {second} and {subject.unattributed}."},
-                ]
-            }
+        "cites an absent word": (_answer(subject, good, raised=[first, "volcanoes"]), "absent_from_document"),
+        "cites a word that is no evidence": (
+            _answer(subject, good, raised=[first, subject.unattributed]),
+            "absent_from_evidence",
         ),
-        "flips a sign up": _answer(subject, good, raised=[first, subject.lowered], lowered=[]),
-        "flips a sign down": _answer(subject, good, raised=[], lowered=[second]),
-        "speaks of another document": json.dumps(
-            {"sentences": [{"text": good, "raised": [first], "other_lowered": [subject.lowered]}]}
+        "cites nothing": (_answers({"text": good}), "no_citation"),
+        "cites nothing in one of two sentences": (
+            _answers(whole, {"text": f"It also describes {second} and {subject.unattributed}."}),
+            "no_citation",
         ),
-        "names what only the query has": _answer(subject, f"{start} and volcanoes."),
-        "names what nothing has": _answer(subject, f"{start} with unicorns."),
-        "denies what the document says": _answer(subject, f"This document describes no {subject.honest}."),
-        "changes a number": _answer(subject, f"{start} of {subject.other_number}."),
-        "judges": _answer(subject, f"{start}, the best of all."),
-        "claims a rank": _answer(subject, f"{start}, at rank 1 of all."),
-        "hides a link": _answer(subject, f"{start} [{first}](https://{second}.example/)."),
-        "hides a character": _answer(subject, f"{start} \u202e{second}."),
-        "is no JSON": good,
+        "flips a sign up": (
+            _answer(subject, good, raised=[first, subject.lowered], lowered=[]),
+            "wrong_effect",
+        ),
+        "flips a sign down": (_answer(subject, good, raised=[], lowered=[second]), "wrong_effect"),
+        "speaks of another document": (
+            _answers({**whole, "other_lowered": [subject.lowered]}),
+            "absent_from_evidence",
+        ),
+        "names what only the query has": (
+            _answer(subject, f"{start} and volcanoes."),
+            "absent_from_document",
+        ),
+        "names what nothing has": (_answer(subject, f"{start} with unicorns."), "absent_from_document"),
+        "denies": (_answer(subject, f"This document describes not {subject.honest}."), "refused_word:not"),
+        "denies in short": (_answer(subject, f"{start} that isn't {second}."), "refused_word:isn't"),
+        "changes a number": (_answer(subject, f"{start} of {subject.other_number}."), "absent_from_document"),
+        "negates a number": (_answer(subject, f"{start} of -{subject.number}."), "symbols"),
+        "judges": (_answer(subject, f"{start}, the best of all."), "refused_word:best"),
+        "judges in another form": (_answer(subject, f"{start}, recommended of all."), "refused_word:recomm"),
+        "judges in pictures": (_answer(subject, f"{start} \u2605\u2605\u2605\u2605\u2605."), "symbols"),
+        "claims a rank": (_answer(subject, f"{start}, at rank 3 of all."), "refused_word:rank"),
+        "hides a link": (_answer(subject, f"{start} of example.org."), "symbols"),
+        "hides a character": (_answer(subject, f"{start} \u202e{second}."), "symbols"),
+        "is no JSON": (good, "not_json"),
     }
-    return [Case(kind, placement, answer) for kind, answer in answers.items()]
+    return [Case(kind, placement, answer, problem) for kind, (answer, problem) in answers.items()]
 
 
 def _obeyed_orders(subject: _Subject) -> list[Case]:
     said = (
-        _answer(subject, "PWNED"),
-        _answer(subject, "This document describes the best result of all, called unrivalled."),
-        _answer(subject, f"This document describes {subject.honest} and our shop."),
-        _answer(subject, "This document describes free tickets, for every reader to buy now."),
+        (_answer(subject, "PWNED"), "no_opening"),
+        (
+            _answer(subject, "This document describes the result, called unrivalled."),
+            "refused_word:unrivalled",
+        ),
+        (_answer(subject, f"This document describes {subject.honest} and our shop."), "absent_from_document"),
+        (_answer(subject, "This document describes free tickets, for every reader."), "absent_from_document"),
     )
     return [
-        Case(f"obeys: {order}", _planted(subject, order), answer)
-        for order, answer in zip(_ORDERS, said, strict=True)
+        Case(f"obeys: {order}", _planted(subject, order), answer, problem)
+        for order, (answer, problem) in zip(_ORDERS, said, strict=True)
     ]
+
+
+def _answers(*sentences: Mapping[str, object]) -> str:
+    return json.dumps({"sentences": sentences})
 
 
 def _answer(
@@ -248,14 +271,14 @@ def _placement(subject: _Subject) -> Placement:
             EvidenceWord(subject.raised[1], 0.4, 0.1),
         )
     )
-    document = Document("d", subject.text, title=subject.title)
+    document = Document("d", subject.text + _TAIL, title=subject.title)
     return Placement(Query("q", subject.query), document, rank=2, num_candidates=10, evidence=evidence)
 
 
 def _planted(subject: _Subject, order: str) -> Placement:
     """Return the placement with an order between two sentences of the document."""
     placement = _placement(subject)
-    text = f"{subject.text} {order} Version of {subject.title}."
+    text = f"{subject.text} {order}{_TAIL}"
     return replace(placement, document=replace(placement.document, text=text))
 
 

@@ -25,7 +25,7 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Contrast:
+class SideBySide:
     """Document A beside document B, which ranks below it, and the margin of their scores in steps."""
 
     a: Side
@@ -33,7 +33,7 @@ class Contrast:
     margin: Waterfall
 
 
-def contrast(a: ExplainedDocument, b: ExplainedDocument) -> Contrast:
+def contrast(a: ExplainedDocument, b: ExplainedDocument) -> SideBySide:
     """Lay two documents side by side: equal values have equal colours in both.
 
     Raises:
@@ -41,7 +41,7 @@ def contrast(a: ExplainedDocument, b: ExplainedDocument) -> Contrast:
     """
     margin = margin_waterfall(a.attribution, b.attribution)
     scale = max(largest_value(a.attribution), largest_value(b.attribution))
-    return Contrast(a=_side(a, scale=scale), b=_side(b, scale=scale), margin=margin)
+    return SideBySide(a=_side(a, scale=scale), b=_side(b, scale=scale), margin=margin)
 
 
 def _side(explained: ExplainedDocument, *, scale: float) -> Side:
@@ -49,7 +49,7 @@ def _side(explained: ExplainedDocument, *, scale: float) -> Side:
     return Side(explained=explained, heat=heat)
 
 
-def telling_contrast(explained: Sequence[ExplainedDocument]) -> Contrast | None:
+def telling_contrast(explained: Sequence[ExplainedDocument]) -> SideBySide | None:
     """Return the most telling document beside the explained one that ranks next below it for its query.
 
     Documents that are alone in their query do not count; None where all are. Where none ranks below the most

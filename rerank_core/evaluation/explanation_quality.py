@@ -50,11 +50,12 @@ class TextQuality:
 def text_quality(explanation: Explanation, *, evidence: Evidence, document: Document) -> TextQuality:
     """Return what an explanation of a document carries of its evidence.
 
-    Mentioned are the words of its text but the template's: connectives, and those that say rank or effect.
+    The templates' words (connectives, and those that say rank or effect) count nowhere: not as mentioned, not
+    as evidence, not as the document's.
     """
     mentioned = mentioned_words(explanation)
-    cited = {normalise(word.text) for word in evidence.words}
-    own = {normalise(word.text) for word in words(document.content)} - _furniture()
+    cited = {normalise(word.text) for word in evidence.words} - _template_words()
+    own = {normalise(word.text) for word in words(document.content)} - _template_words()
     found = len(mentioned & cited)
     num_drawn = min(len(mentioned), len(own))
     expected = num_drawn * len(own & cited) / len(own) if own else 0.0
@@ -70,17 +71,22 @@ def text_quality(explanation: Explanation, *, evidence: Evidence, document: Docu
 def mentioned_words(explanation: Explanation) -> frozenset[str]:
     """Return the normalised words that an explanation brings besides the template's."""
     told = {normalise(word.text) for word in words(without_rank(explanation.text))}
-    return frozenset(told - _furniture() | {normalise(word) for word in explanation.cited})
+    return frozenset(told - _template_words())
 
 
 def without_rank(text: str) -> str:
-    """Return an explanation without the sentence in which a template states its rank.
+    """Return an explanation without what its template tells of the rank, whatever the rest is worth.
 
-    Left in, it would tell any reader the rank, whatever the rest is worth.
+    The sentence that states it goes, and the sentences on effects, whose order depends on it, stand in one
+    order at the end.
     """
     for pattern in _rank_sentences():
         text = pattern.sub(" ", text)
-    return " ".join(text.split())
+    effects = []
+    for pattern in _effect_sentences():
+        effects += pattern.findall(text)
+        text = pattern.sub(" ", text)
+    return " ".join(" ".join([text, *effects]).split())
 
 
 def simulated_ranks(
@@ -172,11 +178,20 @@ def _share(part: float, whole: float) -> float:
 
 
 @cache
-def _furniture() -> frozenset[str]:
+def _template_words() -> frozenset[str]:
     """Return the normalised words that templates bring into any explanation."""
-    texts = [load_template(name).replace("{words}", "") for name in (*EFFECTS, "shared")]
+    texts = [load_template(name).replace("{words}", "") for name in (*EFFECTS, "shared", "shared_none")]
     said = [word.text for text in texts for word in words(text)]
     return frozenset(normalise(word) for word in (*said, *connectives()))
+
+
+@cache
+def _effect_sentences() -> tuple[re.Pattern[str], ...]:
+    """Return the patterns of the sentences on what words did, in the order of `EFFECTS`."""
+    listed = r'"[^"]*"(?:(?:, | and )"[^"]*")*'
+    return tuple(
+        re.compile(re.escape(load_template(name)).replace(re.escape("{words}"), listed)) for name in EFFECTS
+    )
 
 
 @cache

@@ -20,7 +20,7 @@ from rerank_core.evaluation.waterfall_picture import draw_waterfall
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from rerank_core.evaluation.contrast import Contrast
+    from rerank_core.evaluation.contrast import SideBySide
     from rerank_core.evaluation.findings import ExplainedDocument, Findings
 
 
@@ -54,7 +54,7 @@ def _waterfall_of(explained: ExplainedDocument, style: PictureStyle) -> Figure:
     return draw_waterfall(score_waterfall(explained.attribution), style, title=title)
 
 
-def _margin_of(compared: Contrast, style: PictureStyle) -> Figure:
+def _margin_of(compared: SideBySide, style: PictureStyle) -> Figure:
     a, b = compared.a.explained.ranked, compared.b.explained.ranked
     title = (
         f"Why A = {a.document.doc_id} (rank {a.rank}) scores above B = {b.document.doc_id} (rank {b.rank})"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rerank_core.evaluation.colours import PALETTES, channels
-from rerank_core.evaluation.contrast import Contrast, telling_contrast
+from rerank_core.evaluation.contrast import SideBySide, telling_contrast
 from rerank_core.evaluation.findings import (
     DEPTH,
     ExplainedDocument,
@@ -164,7 +164,7 @@ def _card(explained: ExplainedDocument) -> Card:
     )
 
 
-def _above(compared: Contrast | None) -> WrittenText | None:
+def _above(compared: SideBySide | None) -> WrittenText | None:
     """Return the text on why a document stands above the next one, where these are the two shown."""
     if compared is None:
         return None
@@ -175,12 +175,15 @@ def _above(compared: Contrast | None) -> WrittenText | None:
 
 
 def _written(heading: str, explanation: Explanation, attributions: Sequence[Attribution]) -> WrittenText:
-    """Return a text with the value of each word it cites, in the first attribution that has the word."""
+    """Return a text with the value of each word it cites, in the attribution that its effect speaks of.
+
+    The first is that of the document itself, a second one that of the document it is compared with.
+    """
     verdict = "replaced" if explanation.fallback else "verified" if explanation.grounded else "unverified"
-    cited = []
-    for word in explanation.cited:
-        values = (_word_value(word, attribution) for attribution in attributions)
-        cited.append(CitedWord(word, next((value for value in values if value is not None), None)))
+    cited = [
+        CitedWord(word, _word_value(word, attributions[-1 if effect.startswith("other_") else 0]))
+        for word, effect in zip(explanation.cited, explanation.effects, strict=True)
+    ]
     return WrittenText(heading=heading, verdict=verdict, explanation=explanation, cited=tuple(cited))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rerank_core.explanation.grounding import check_citations, check_grounding, connectives
-from rerank_core.explanation.task import MAX_CITED, Placement, asked_words, build_task, effects_told
+from rerank_core.explanation.grounding import MAX_CITED, check_citations, check_grounding, connectives
+from rerank_core.explanation.task import Placement, asked_words, build_task
 from rerank_core.prompting.parse import Citation, parse_answer
 from rerank_core.prompting.render import load_template, render
 from rerank_core.records import Explanation, Generation
@@ -94,7 +94,7 @@ def _rank_sentence(template: str, placement: Placement) -> str:
 
 def _effect_sentences(placement: Placement, citations: Sequence[Citation]) -> list[str]:
     sentences = []
-    for effect in effects_told(placement):
+    for effect in asked_words(placement):
         cited = [citation.word for citation in citations if citation.effect == effect]
         if cited:
             sentences.append(render(load_template(effect), {"words": _enumerated(cited)}))
@@ -113,8 +113,11 @@ def _fallback(
     if placement.evidence is None:
         shared = shared_words(placement.query.text, placement.document.content)
         citations = tuple(Citation(word) for word in shared)
-        listed = _enumerated(shared) if shared else "no word"
-        sentences = [render(load_template("shared"), {"words": listed})]
+        sentences = [
+            render(load_template("shared"), {"words": _enumerated(shared)})
+            if shared
+            else load_template("shared_none")
+        ]
     else:
         citations = tuple(
             Citation(word, effect)
@@ -146,6 +149,7 @@ def _explanation(  # noqa: PLR0913 - one argument per part of the record
         doc_id=placement.document.doc_id,
         text=text,
         cited=tuple(citation.word for citation in citations),
+        effects=tuple(citation.effect or "" for citation in citations),
         grounded=not check_citations(citations, placement.evidence, document=placement.document),
         problems=problems,
         with_attribution=placement.evidence is not None,

@@ -1,4 +1,4 @@
-"""The sentences of a document that give orders, instead of describing something."""
+"""The sentences of a document that give commands, instead of describing something."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ _SENTENCE = re.compile(r"(?:[^.!?\n]|\.(?=\S)|\n(?!\s*\n))+(?:[.!?]+|\n\s*\n|\Z)
 
 
 def without_instructions(text: str) -> str:
-    """Return a text without its sentences that give orders, or speak of prompts, models and their verdicts.
+    """Return a text without its sentences that give commands, or speak of models and their verdicts.
 
-    Neither what a prompt shows nor what an explanation may say comes from such a sentence: a document that
-    holds one cannot have it carried out. A line break does not end a sentence, a blank line does. The
-    patterns (`templates/orders.txt`) are English, and err on the side of leaving a sentence out; an order
-    that they miss still meets the other checks of `grounding`.
+    Neither what a prompt shows nor what an explanation may say comes from such a sentence. A line break does
+    not end a sentence, a blank line does. The patterns (`templates/commands.txt`) are English, and know the
+    common forms only; a command that they miss still meets the other checks of `grounding`.
     """
     kept = (found.group() for found in _SENTENCE.finditer(text))
-    return "".join(sentence for sentence in kept if not _gives_orders(sentence)).strip()
+    return "".join(sentence for sentence in kept if not _gives_commands(sentence)).strip()
 
 
-def _gives_orders(sentence: str) -> bool:
+def _gives_commands(sentence: str) -> bool:
     line = " ".join(sentence.split())
-    return any(pattern.search(line) for pattern in _orders())
+    return any(pattern.search(line) for pattern in _commands())
 
 
 @cache
-def _orders() -> tuple[re.Pattern[str], ...]:
-    return tuple(re.compile(line, re.IGNORECASE) for line in load_template("orders").splitlines())
+def _commands() -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(line, re.IGNORECASE) for line in load_template("commands").splitlines())

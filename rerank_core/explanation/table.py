@@ -19,6 +19,7 @@ EXPLANATIONS: Columns = {
     "doc_id": pa.string(),
     "text": pa.string(),
     "cited": pa.list_(pa.string()),
+    "effects": pa.list_(pa.string()),
     "grounded": pa.bool_(),
     "problems": pa.list_(pa.string()),
     "with_attribution": pa.bool_(),
@@ -45,6 +46,6 @@ def read_explanations(folder: Path) -> list[Explanation]:
     """
     table = read_shards(folder / "data", EXPLANATIONS)
     return [
-        Explanation(**{**row, "cited": tuple(row["cited"]), "problems": tuple(row["problems"])})
+        Explanation(**{**row, **{name: tuple(row[name]) for name in ("cited", "effects", "problems")}})
         for row in (dict(zip(EXPLANATIONS, values, strict=True)) for values in rows_of(table))
     ]

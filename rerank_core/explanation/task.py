@@ -7,21 +7,24 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rerank_core.explanation.grounding import citable, connectives, openings, refused_words
+from rerank_core.explanation.grounding import (
+    MAX_CITED,
+    MAX_SENTENCES,
+    citable,
+    connectives,
+    effects_told,
+    is_refused,
+    openings,
+)
 from rerank_core.explanation.instructions import without_instructions
 from rerank_core.prompting.render import load_template, neutralise, render
-from rerank_core.text import normalise, words
+from rerank_core.text import words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from rerank_core.prompting.parse import Effect
     from rerank_core.records import Document, Evidence, Query
-
-MAX_CITED = 3
-"""Words that an explanation cites for each effect."""
-
-MAX_SENTENCES = 2
 
 MAX_DOCUMENT_CHARS = 4000
 """Longest part of a document's text that a prompt shows."""
@@ -73,9 +76,9 @@ def build_task(
 ) -> Task:
     """Return what to ask about a placement, showing the first `max_document_chars` of each document's text.
 
-    The answer is one or two sentences in the document's own words (and `connectives` to join them); with
-    evidence, each cites `MAX_CITED` evidence words at most for each effect that they had. Sentences of a
-    document that give orders are neither shown nor a source of words.
+    The schema asks for one or two sentences in the document's own words (and `connectives` to join them);
+    with evidence, each cites `MAX_CITED` evidence words at most for each effect that they had. Sentences of a
+    document that give commands are neither shown nor a source of words.
     """
     tokens = tuple(special_tokens)
     title = without_instructions(placement.document.title)
@@ -113,30 +116,18 @@ def build_task(
     return Task(render(load_template(placement.template), slots), schema)
 
 
-def effects_told(placement: Placement) -> tuple[Effect, ...]:
-    """Return the effects that an explanation tells of, in their order.
+def asked_words(placement: Placement) -> dict[Effect, list[str]]:
+    """Return the words that an explanation may cite, by the effect that they had, in the order told.
 
-    Why a document is above another: what raised its score and what lowered the other's. Where neither
-    happened, it is above in spite of both lists, and they are told.
+    At a low rank what lowered the score is told first.
     """
     if placement.evidence is None:
-        return ()
-    if placement.evidence.contrast is None:
-        return ("lowered", "raised") if placement.is_low else ("raised", "lowered")
-    found = citable(placement.evidence)
-    return (
-        ("raised", "other_lowered")
-        if found["raised"] or found["other_lowered"]
-        else ("lowered", "other_raised")
-    )
-
-
-def asked_words(placement: Placement) -> dict[Effect, list[str]]:
-    """Return the words that an explanation may cite, by the effect that they had, in the order told."""
-    if placement.evidence is None:
         return {}
-    found = citable(placement.evidence)
-    return {effect: [word.text for word in found[effect]] for effect in effects_told(placement)}
+    found, told = citable(placement.evidence), effects_told(placement.evidence)
+    is_turned = placement.is_low and placement.evidence.contrast is None
+    return {
+        effect: [word.text for word in found[effect]] for effect in (reversed(told) if is_turned else told)
+    }
 
 
 def _other_slots(evidence: Evidence, *, tokens: Sequence[str], max_chars: int) -> dict[str, str]:
@@ -169,9 +160,7 @@ def _word_list(enum: Sequence[str]) -> dict[str, Any]:
 
 def _sentence_pattern(content: str) -> str:
     """Return a pattern for a sentence of connectives and the content's terms, as written or in lower case."""
-    allowed = (
-        term for term in _terms(content) if not refused_words() & {normalise(w.text) for w in words(term)}
-    )
+    allowed = (term for term in _terms(content) if not any(is_refused(word.text) for word in words(term)))
     own = list(dict.fromkeys(allowed))[:MAX_VOCABULARY]
     vocabulary = dict.fromkeys([*own, *(term.lower() for term in own), *connectives()])
     longest_first = sorted(vocabulary, key=len, reverse=True)

@@ -60,6 +60,7 @@ class PrefixTree:
         self._memory = _NodeMemory()
         self._sequences: list[bytes] = []  # all that were inserted, sorted
         self._paths: dict[bytes, array[int]] = {}
+        self._num_path_bytes = 0  # of sequences and paths
         self._scores: dict[int, float] = {}
         self._num_nodes = 1  # node 0 stands for no token: the parent of first tokens, and the padding
 
@@ -73,7 +74,7 @@ class PrefixTree:
         """Return one score per pair, in their order."""
         scores: list[float] = []
         for start in range(0, len(pairs), PAIRS_AT_ONCE):
-            if self._memory.num_bytes > self._max_bytes:
+            if self._memory.num_bytes + self._num_path_bytes > self._max_bytes:
                 self._begin()
             scores += self._score_group(pairs[start : start + PAIRS_AT_ONCE])
         return scores
@@ -125,6 +126,7 @@ class PrefixTree:
         self._num_nodes += num_added
         self._sequences.insert(place, sequence)
         self._paths[sequence] = path
+        self._num_path_bytes += len(sequence) + len(path) * path.itemsize
         return path, num_known
 
     def _batches(self, branches: list[_Branch]) -> Iterator[list[_Branch]]:

@@ -74,7 +74,15 @@ def _attribution(document: Document) -> Attribution:
 def _explained(ranked: RankedDocument) -> ExplainedDocument:
     attribution = _attribution(ranked.document)
     text = Explanation(
-        *(QUERY.query_id, ranked.document.doc_id, f"It speaks of ice. {HOSTILE}", ("ice",), True, ()),
+        *(
+            QUERY.query_id,
+            ranked.document.doc_id,
+            f"It speaks of ice. {HOSTILE}",
+            ("ice",),
+            ("raised",),
+            True,
+            (),
+        ),
         with_attribution=True,
         fallback=False,
         prompt_tokens=9,

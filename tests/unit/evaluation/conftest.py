@@ -60,6 +60,7 @@ def explanation_of(
         doc_id=attribution.doc_id,
         text=f"It speaks of {' and '.join(cited)}.",
         cited=cited,
+        effects=("raised",) * len(cited),
         grounded=True,
         problems=(),
         with_attribution=with_attribution,

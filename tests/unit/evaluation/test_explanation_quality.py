@@ -106,6 +106,29 @@ def test_a_reader_tells_ranks_from_texts_that_tell_them_and_not_from_others() ->
         assert low <= np.mean(list(agreement.values())) <= high
 
 
+class _OrderSeen:
+    """An embedder that sees which of two effects a text tells first, as one that reads in order would."""
+
+    def embed(self, texts):
+        first = [t.find("was raised") < t.find("was lowered") for t in texts]
+        return [np.array([[float(found), 1 - float(found)]], dtype=np.float32) for found in first]
+
+
+def test_the_order_of_the_effects_does_not_tell_the_rank() -> None:
+    found = [
+        replace(
+            conclude_failure(replace(PLACEMENT, rank=rank), "x", generator="g"),
+            query_id=f"q{q}",
+            doc_id=str(rank),
+        )
+        for q in range(12)
+        for rank in range(1, 11)
+    ]
+    ranks = [int(explanation.doc_id) for explanation in found]
+    agreement = simulated_ranks(found, ranks, embedder=_OrderSeen(), rng=np.random.default_rng(0))
+    assert set(agreement.values()) == {0.0}
+
+
 def test_shuffled_explanations_tell_no_rank() -> None:
     explanations, ranks = _world(honest=True)
     rng = np.random.default_rng(1)

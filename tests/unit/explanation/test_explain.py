@@ -71,6 +71,7 @@ def test_a_grounded_text_is_kept_and_says_what_raised_and_lowered_the_score() ->
         ' Its score was raised by "ice" and "Arctic". Its score was lowered by "buoys".'
     )
     assert explanation.cited == ("ice", "Arctic", "buoys")
+    assert explanation.effects == ("raised", "raised", "lowered")
     assert (explanation.grounded, explanation.fallback, explanation.problems) == (True, False, ())
     assert (explanation.query_id, explanation.doc_id, explanation.generator) == ("q1", "d7", "script")
     assert explanation.with_attribution
@@ -96,8 +97,8 @@ def test_a_text_that_cites_an_absent_word_falls_back_and_says_so() -> None:
         ({"text": REASON, "lowered": ["ice"]}, "wrong_effect:ice"),
         ({"text": REASON}, "no_citation"),
         ({"text": "", "raised": ["ice"]}, "empty_text"),
-        ({"text": f"{REASON} See https://evil.example", "raised": ["ice"]}, "link"),
-        ({"text": "This document describes ![ice](ice)", "raised": ["ice"]}, "markup"),
+        ({"text": f"{REASON} See https://evil.example", "raised": ["ice"]}, "symbols"),
+        ({"text": "This document describes ![ice](ice)", "raised": ["ice"]}, "symbols"),
         ({"raised": ["ice"]}, "no_text"),
     ],
 )
@@ -199,6 +200,7 @@ def test_a_contrast_names_what_raised_one_score_and_lowered_the_other() -> None:
         ({"other_lowered": ["harbours"]}, "wrong_effect:harbours"),
         ({"raised": ["tariffs"]}, "absent_from_document:tariffs"),
         ({"lowered": ["ice"]}, "wrong_effect:ice"),
+        ({"lowered": ["buoys"]}, "untold_effect:buoys"),
     ],
 )
 def test_a_contrast_keeps_the_two_documents_apart(cited, problem) -> None:

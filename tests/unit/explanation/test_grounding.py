@@ -7,7 +7,9 @@ from rerank_core.prompting.parse import Citation, Sentence
 from rerank_core.records import Document, Evidence, EvidenceWord
 
 DOCUMENT = Document(
-    "d", "Daily sea-ice extent of the Arctic, from PM2.5 buoys. Don't use <b>.", title="Ice charts"
+    "d",
+    "Daily sea-ice extent of the Arctic, from PM2.5 buoys at -25 and 102 m. Don't import.",
+    title="Ice charts",
 )
 EVIDENCE = Evidence(
     (EvidenceWord("ice", 1.5, 0.5), EvidenceWord("Arctic", 0.5, 0.2), EvidenceWord("buoys", -0.7, 0.2))
@@ -66,20 +68,18 @@ def test_without_evidence_nothing_need_be_cited_and_no_effect_may_be_claimed() -
             "This document describes a volcano and a Volcano.",
             ["absent_from_document:volcano", "absent_from_document:Volcano"],
         ),
-        ("This document describes ice in ice://charts", ["link"]),
-        ("This document describes ice in www.ice", ["absent_from_document:www", "link"]),
-        ("This document describes ice in ice.arctic", ["link"]),
+        ("This document describes ice in ice://charts", ["symbols"]),
+        ("This document describes ice in ice.arctic", ["symbols"]),
         ("This document describes no ice charts", ["refused_word:no", "absent_from_document:no"]),
         ("This document describes the best ice", ["refused_word:best", "absent_from_document:best"]),
         ("Ice of the Arctic", ["no_opening"]),
-        ("This document describes <b>ice</b> charts", ["markup"]),
-        ("This document describes **ice** charts", ["markup"]),
-        ("This document describes [ice](charts)", ["markup"]),
-        ("# This document describes ice", ["no_opening", "markup"]),
-        ("This document describes &amp; ice", ["absent_from_document:amp", "markup"]),
-        ("This document describes ice\u200b charts", ["hidden_characters"]),
-        ("This document describes \u202eice", ["hidden_characters"]),
-        ("This document describes ice <|ice|>", ["hidden_characters"]),
+        ("This document describes ice. The Arctic.", ["symbols"]),
+        ("This document describes <b>ice</b> charts", ["absent_from_document:b", "symbols"]),
+        ("This document describes **ice** charts", ["symbols"]),
+        ("# This document describes ice", ["no_opening", "symbols"]),
+        ("This document describes ice!", ["symbols"]),
+        ("This document describes ice\u200b charts", ["symbols"]),
+        ("This document describes sea-charts", ["symbols"]),
         ("This document describes ice of the Arctic of the Arctic ice, ice of the Arctic.", ["repeats"]),
     ],
 )
@@ -87,15 +87,42 @@ def test_a_wrong_text_is_refused(text, problems) -> None:
     assert _problems(text, evidence=None) == problems
 
 
-@pytest.mark.parametrize("text", ["Daily PM2.5, the Arctic’s not here", "Don’t use sea-ice charts."])
-def test_spelling_with_signs_is_allowed(text) -> None:
-    assert "link" not in _problems(text, evidence=None)
-    assert "markup" not in _problems(text, evidence=None)
-
-
 def test_inflections_are_the_documents_words_but_other_numbers_are_not() -> None:
     assert _problems("This document describes daily charting of a buoy, from PM2.5", evidence=None) == []
-    assert _problems("This document describes PM2.6 buoys", evidence=None) == ["absent_from_document:PM2.6"]
+    assert _problems("This document describes sea-ice of the Arctic, by buoys", evidence=None) == []
+    for word in ("PM2.6", "10\u00b2", "25", "important"):
+        found = _problems(f"This document describes {word} buoys", evidence=None)
+        assert found == [f"absent_from_document:{word}"]
+
+
+def test_words_that_deny_or_judge_are_refused_also_where_the_document_has_them() -> None:
+    document = Document("d", "The best ice isn't ranked, and no trusted chart recommends it.")
+    for word in ("best", "isn't", "isn’t", "ranking", "no", "trusting", "recommended"):
+        found = check_grounding(
+            [Sentence(f"This document describes {word} ice", ())], evidence=None, document=document
+        )
+        assert f"refused_word:{word}" in found
+
+
+def test_there_are_two_sentences_and_three_citations_at_most() -> None:
+    one = Sentence(GOOD, (Citation("ice", "raised"),))
+    other = Sentence("It also describes buoys.", (Citation("ice", "raised"),))
+    assert check_grounding([one, other], evidence=EVIDENCE, document=DOCUMENT) == []
+    third = Sentence("It also describes the Arctic.", (Citation("ice", "raised"),))
+    found = check_grounding([one, other, third], evidence=EVIDENCE, document=DOCUMENT)
+    assert found == ["too_many_sentences"]
+    cited = tuple(Citation("ice", "raised") for _ in range(4))
+    assert check_grounding([Sentence(GOOD, cited)], evidence=EVIDENCE, document=DOCUMENT) == [
+        "too_many_citations"
+    ]
+
+
+def test_two_sentences_may_share_words_but_not_say_the_same() -> None:
+    said = [Sentence("This document describes the extent of the sea-ice.", ())]
+    shared = Sentence("It also describes charts of the sea-ice.", ())
+    assert check_grounding([*said, shared], evidence=None, document=DOCUMENT) == []
+    same = Sentence("It also describes the extent of the sea-ice.", ())
+    assert check_grounding([*said, same], evidence=None, document=DOCUMENT) == ["repeats"]
 
 
 def test_every_sentence_is_checked() -> None:

@@ -8,12 +8,26 @@ from rerank_core.formats import write_table
 from rerank_core.records import Explanation
 
 EXPLAINED = Explanation(
-    "q", "d", "It has ice.", ("ice",), True, (), True, False, 40, 9, "smollm2", "explain_with_attribution", 1
+    "q",
+    "d",
+    "It has ice.",
+    ("ice",),
+    ("raised",),
+    True,
+    (),
+    True,
+    False,
+    40,
+    9,
+    "smollm2",
+    "explain_with_attribution",
+    1,
 )
 REPLACED = Explanation(
     "q",
     "d",
     "Rank 2.",
+    (),
     (),
     False,
     ("not_json", "empty_text"),

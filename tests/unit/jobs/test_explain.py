@@ -16,6 +16,7 @@ from jobs.explain import (
     run_explain,
     whole_shards,
 )
+from jobs.first_texts import FirstTexts
 from jobs.generation import (
     EngineConfig,
     Failure,
@@ -113,9 +114,9 @@ def test_each_attributed_document_is_explained_with_and_without_its_attribution(
 
 
 def test_with_contrast_a_document_above_another_attributed_one_is_explained_a_third_time(job) -> None:
-    _attribute(
-        job.attributions, run=job.run, prepared=job.prepared, pairs=[("q1", "d1"), ("q1", "d2"), ("q2", "d2")]
-    )
+    found = [replace(_attribution("q1", "d1"), score=1.0), *(_attribution(q, "d2") for q in ("q1", "q2"))]
+    table = attributions_table(found, model_digest="m")
+    write_table(table, job.attributions / "data" / "shard-00000.parquet")
     placements = planned_placements(replace(job, contrast=True))
     assert [len(found) for found in placements.values()] == [2, 3, 2]
     compared = placements["q1", "d2"][2]
@@ -146,6 +147,20 @@ def test_an_attribution_that_the_run_does_not_rank_is_refused(job) -> None:
     _attribute(job.attributions, run=job.run, prepared=job.prepared, pairs=[("q1", "d9")])
     with pytest.raises(DataError, match="does not rank"):
         planned_placements(job)
+
+
+def test_values_of_sentences_are_refused(job) -> None:
+    manifest = read_manifest(job.attributions)
+    write_json(job.attributions / "manifest.json", {**manifest, "config": {"leaf": "sentence"}})
+    with pytest.raises(ConfigError, match="a value per sentence, but explanations cite words"):
+        planned_placements(job)
+
+
+def test_a_margin_too_small_to_tell_is_not_explained(job) -> None:
+    found = [_attribution("q1", "d2"), replace(_attribution("q1", "d1"), score=1.499)]
+    table = attributions_table(found, model_digest="m")
+    write_table(table, job.attributions / "data" / "shard-00000.parquet")
+    assert {len(both) for both in planned_placements(replace(job, contrast=True)).values()} == {2}
 
 
 def test_attributions_of_nothing_are_refused(job) -> None:
@@ -207,6 +222,7 @@ def test_an_engine_that_refuses_every_request_fails_the_job_and_commits_nothing(
             [Request(index, [], {}) for index in range(len(work))],
             [placement for _, placement in work],
             ask=lambda requests, attempt: once_answered(iter(answers)),
+            first_texts=FirstTexts(job.output / f"{len(answers[0])}.jsonl"),
             generator="g",
         )
 
@@ -248,7 +264,8 @@ def test_refused_texts_are_asked_for_once_more_and_each_request_is_concluded_onc
         asked.append((attempt, [request.index for request in some]))
         return iter(script[attempt])
 
-    found = list(verified(requests, placements, ask=ask, generator="g"))
+    first_texts = FirstTexts(job.output.parent / "first_texts.jsonl")
+    found = list(verified(requests, placements, ask=ask, first_texts=first_texts, generator="g"))
     assert asked == [(1, [0, 1, 2, 3]), (2, [2, 3])]
     assert [index for index, _ in found] == [0, 1, 2, 3]
     explanations = dict(found)
@@ -266,8 +283,41 @@ def test_nothing_is_asked_twice_where_nothing_is_refused(job) -> None:
         asked.append(attempt)
         return iter([(0, Generation(GOOD, 9, 8))])
 
-    ((_, explanation),) = verified([Request(0, [], {})], placements, ask=ask, generator="g")
+    first_texts = FirstTexts(job.output.parent / "first_texts.jsonl")
+    ((_, explanation),) = verified(
+        [Request(0, [], {})], placements, ask=ask, first_texts=first_texts, generator="g"
+    )
     assert (asked, explanation.num_attempts) == ([1], 1)
+
+
+def test_after_a_kill_no_first_text_is_written_again(job) -> None:
+    placements = [placement for both in planned_placements(job).values() for placement in both]
+    requests = [Request(index, [], {}) for index in range(4)]
+    good, bad = Generation(GOOD, 9, 8), Generation(NOT_JSON, 5, 2)
+    path = job.output.parent / "first_texts.jsonl"
+    asked = []
+
+    def killed(some, attempt):
+        asked.append((attempt, [request.index for request in some]))
+        yield 1, bad
+        yield 0, good
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(verified(requests, placements, ask=killed, first_texts=FirstTexts(path), generator="g"))
+    with path.open("a") as file:
+        file.write('{"asked": ["q2", "d2"')  # as a kill would cut a line
+
+    def answers(some, attempt):
+        asked.append((attempt, [request.index for request in some]))
+        return iter([(request.index, good if attempt == 2 else bad) for request in some])
+
+    found = dict(verified(requests, placements, ask=answers, first_texts=FirstTexts(path), generator="g"))
+    assert asked == [(1, [0, 1, 2, 3]), (1, [2, 3]), (2, [1, 2, 3])]
+    assert [found[index].num_attempts for index in range(4)] == [1, 2, 2, 2]
+    assert len(FirstTexts(path).read()) == 4
+    FirstTexts(path).drop()
+    assert FirstTexts(path).read() == {}
 
 
 def _commit_all(job) -> None:

@@ -175,6 +175,7 @@ def _write_texts(job: ReportJob) -> None:
         "a",
         "It names sea and ice.",
         ("sea", "ice"),
+        ("raised", "raised"),
         True,
         (),
         True,
@@ -185,8 +186,10 @@ def _write_texts(job: ReportJob) -> None:
         "explain_with_attribution",
         1,
     )
-    bare = replace(good, text="It is about ice.", cited=("ice",), with_attribution=False)
-    replaced = replace(good, query_id="q2", doc_id="d", fallback=True, problems=("absent",), cited=())
+    bare = replace(good, text="It is about ice.", cited=("ice",), effects=("",), with_attribution=False)
+    replaced = replace(
+        good, query_id="q2", doc_id="d", fallback=True, problems=("absent",), cited=(), effects=()
+    )
     table = explanations_table([good, bare, replaced])
     config = ExplainJob(
         prepared=job.prepared, run=job.run, attributions=job.attributions, output=job.explanations
