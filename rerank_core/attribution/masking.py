@@ -21,11 +21,11 @@ class TokenMasker:
     """Cuts texts into tokens that can be switched off, as shap's text masker does.
 
     A token that is off leaves the tokenizer's mask token in its place; where the tokenizer has none, a run of
-    such tokens leaves one "...". Two things differ from shap: white space between tokens that are on stays as
-    it is (shap makes every run one space, so that a scorer would see another text than the document), and
-    tokens that share a character, as those of a byte-level tokenizer may, are one player (shap repeats the
-    character). Special tokens around the text are players that nothing switches off, so their value is 0 in
-    an exact attribution.
+    such tokens leaves one "...". Two things differ from shap: white space between tokens that are on, and at
+    the text's ends, stays as it is (shap makes every run one space and strips the ends, so that a scorer
+    would see another text than the document), and tokens that share a character, as those of a byte-level
+    tokenizer may, are one player (shap repeats the character). Special tokens around the text are players
+    that nothing switches off, so their value is 0 in an exact attribution.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -118,10 +118,11 @@ def build_task(scorer: LanguageModelScorer, *, num_tokens: int, num_texts: int) 
     queries = " ".join(query.text for query in sample.queries.values())
     length = next(n for n in range(5, 1000) if head_length(scorer, queries[:n]) >= PREFIX)
     texts = []
-    for document in list(sample.documents.values())[-num_texts:]:
-        text = " ".join(document.text.split())  # shap makes every white space one space
+    documents = list(sample.documents.values())
+    for first, more in zip(documents[-num_texts:], documents, strict=False):  # one alone may be too short
+        text = " ".join(f"{first.text} {more.text}".split())  # shap makes every white space one space
         inner = [span for span in masker.spans(text) if span[0] < span[1]]
-        texts.append(text[: inner[min(num_tokens, len(inner)) - 1][1]])
+        texts.append(text[: inner[num_tokens - 1][1]].rstrip())  # shap strips what it masks
     return Task(scorer, Query("q", queries[:length]), tuple(texts))
 
 
