@@ -65,9 +65,9 @@ def _reader(tables: ExplanationTables) -> list[str]:
         return ["Not measured: it takes two explained documents of two queries or more."]
     return [
         _mean_table(tables.reader, READER_LABELS),
-        "A ridge regression from a text's embedding, without the sentence that states the rank, fitted on"
-        " other queries, orders the documents of a query; τ compares with their ranks. `shuffled`: each"
-        " query's texts handed out anew among its documents.",
+        "A ridge regression from a text's embedding, without the sentence that states the rank and with those"
+        " on effects in one order, fitted on other queries, orders the documents of a query; τ compares with"
+        " their ranks. `shuffled`: each query's texts handed out anew among its documents.",
         _difference_table(tables.reader_differences),
     ]
 

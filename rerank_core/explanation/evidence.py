@@ -17,16 +17,15 @@ def select_evidence(attribution: Attribution, *, k: int = 10) -> Evidence:
 
     Places of the same word (equal under `text.normalise`) are merged by summing their values, and shown as
     first written. Stop words stay: what the scorer reacted to is evidence, also where it is "the". Units
-    that are no single word and words whose values sum to zero are left out: fewer than `k` may come back.
+    without a letter or digit and words whose values sum to zero are left out: fewer than `k` may come back.
     A word's share is measured against all words of the attribution, selected or not.
     """
     places: dict[str, list[Unit]] = {}
     total: dict[str, float] = {}
     for unit, value in zip(attribution.units, attribution.values, strict=True):
-        found = words(unit.text)
-        if len(found) != 1 or found[0].text != unit.text:
-            continue
         word = normalise(unit.text)
+        if not words(word):
+            continue
         places.setdefault(word, []).append(unit)
         total[word] = total.get(word, 0.0) + value
     mass = sum(map(abs, total.values()))

@@ -49,15 +49,23 @@ def is_refused(word: str) -> bool:
 
 
 def citable(evidence: Evidence) -> Mapping[Effect, Sequence[EvidenceWord]]:
-    """Return the evidence words by the effect that each had, largest first; an effect may have none."""
-    other = evidence.contrast.words if evidence.contrast else ()
+    """Return the evidence words by the effect that each had, largest first; an effect may have none.
+
+    Units of more than one word, as sentences are, are not cited: they could bring a command with them.
+    """
+    own = _single_words(evidence.words)
+    other = _single_words(evidence.contrast.words) if evidence.contrast else []
     found: dict[Effect, Sequence[EvidenceWord]] = {
-        "raised": [word for word in evidence.words if word.value > 0],
-        "lowered": [word for word in evidence.words if word.value < 0],
+        "raised": [word for word in own if word.value > 0],
+        "lowered": [word for word in own if word.value < 0],
         "other_raised": [word for word in other if word.value > 0],
         "other_lowered": [word for word in other if word.value < 0],
     }
     return found
+
+
+def _single_words(units: Iterable[EvidenceWord]) -> list[EvidenceWord]:
+    return [unit for unit in units if [word.text for word in words(unit.text)] == [unit.text]]
 
 
 def effects_told(evidence: Evidence) -> tuple[Effect, ...]:

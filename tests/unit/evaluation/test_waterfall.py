@@ -115,3 +115,9 @@ def test_documents_of_different_queries_have_no_margin() -> None:
 
 def test_nothing_to_show_still_has_a_width() -> None:
     assert score_waterfall(attribution_of([], base=2.0)).span == (1.5, 2.5)
+
+
+def test_sentences_have_their_steps_as_words_have() -> None:
+    units = (Unit("Sea ice is thin.", 0, 16), Unit("It drifts.", 17, 27))
+    found = score_waterfall(Attribution("q", "d", 1.3, 0.0, units, (1.0, 0.3), "exact", 3, 0.0, 0))
+    assert [step.label for step in found.steps] == ["Sea ice is thin.", "It drifts."]
