@@ -32,8 +32,14 @@ smaller error (docs/experiments.md).
 CALL_SHARE = 0.5
 """A visit is split in a call only if it promises this share of what the most promising one does."""
 
-ERROR_FACTOR = 2.3
-"""The bound on the error over its estimate, as calibrated on two scorers (docs/experiments.md)."""
+ERROR_FACTOR = 1.8
+"""The bound on the error over its estimate, as calibrated on five scorers (docs/experiments.md)."""
+
+MOVED_SHARE = 0.5
+"""How much the squared change by the second half of the evaluations counts in the bound."""
+
+SNAPSHOT_GROWTH = 1.25
+"""A search that may end anywhere keeps its values each time the evaluations have grown by this factor."""
 
 LEAST_KNOWN = 16
 """Borrowers that must have been split before a bound is stated."""
@@ -58,13 +64,17 @@ def pruned_search(
     The search ends when everything has been split, after `max_evals` evaluations, or, with a `max_error`
     above 0, as soon as a bound on its error is known and at most that. Worths that are known are not asked
     for again.
+
+    The bound is `ERROR_FACTOR` times the root of a sum of squared lengths: of what the visits that are not
+    split are expected to change, and `MOVED_SHARE` of what the second half of the evaluations has changed.
     """
     recursion = _Recursion(merges, rng)
     worths: dict[int, float] = {}
     ends = [0, recursion.everybody]
     worths.update(zip(ends, (yield ends), strict=True))
     recursion.start(worths)
-    while not recursion.is_within(max_error):
+    history = _History(recursion.values(), max_evals=None if max_error > 0 else max_evals)
+    while not (max_error > 0 and _is_within(max_error, recursion, history, num_evals=len(worths))):
         batch = recursion.next_batch(worths, room=max_evals - len(worths))
         if not batch:
             break
@@ -74,8 +84,49 @@ def pruned_search(
             worths.update(zip(new, (yield new), strict=True))
         for visit in batch:
             recursion.split(visit, worths)
-    values = tuple(float(value) for value in recursion.values())
-    return SearchResult(worths[0], values, len(worths), recursion.error())
+        if history.is_due(len(worths)):
+            history.keep(len(worths), recursion.values())
+    values = recursion.values()
+    error = _bound(recursion.expected_change(), values - history.halfway(len(worths)))
+    return SearchResult(worths[0], tuple(values.tolist()), len(worths), error)
+
+
+def _is_within(max_error: float, recursion: _Recursion, history: _History, *, num_evals: int) -> bool:
+    """Return whether the values are known to be as near as asked for."""
+    expected = recursion.expected_change()
+    if expected is None or ERROR_FACTOR * math.sqrt(expected) > max_error:
+        return False
+    error = _bound(expected, recursion.values() - history.halfway(num_evals))
+    return error is not None and error <= max_error
+
+
+def _bound(expected: float | None, moved: Vector) -> float | None:
+    """Return the bound on the error; 0 where nothing is left to change, None where too little is known."""
+    if not expected:
+        return expected
+    return ERROR_FACTOR * math.sqrt(expected + MOVED_SHARE * float(moved @ moved))
+
+
+class _History:
+    """What the values were earlier; with `max_evals`, after half of that many evaluations."""
+
+    def __init__(self, first: Vector, *, max_evals: int | None) -> None:
+        self._snapshots = [(2, first)]  # nobody and everybody have been asked for
+        self._next = 2 * SNAPSHOT_GROWTH if max_evals is None else max_evals / 2
+        self._growth = SNAPSHOT_GROWTH if max_evals is None else math.inf
+
+    def is_due(self, num_evals: int) -> bool:
+        """Return whether the values are to be kept."""
+        return num_evals >= self._next
+
+    def keep(self, num_evals: int, values: Vector) -> None:
+        """Keep the values for later."""
+        self._snapshots.append((num_evals, values))
+        self._next = num_evals * self._growth
+
+    def halfway(self, num_evals: int) -> Vector:
+        """Return the values after about half of some evaluations."""
+        return min(self._snapshots, key=lambda kept: abs(2 * kept[0] - num_evals))[1]
 
 
 @dataclass(slots=True, eq=False)
@@ -118,27 +169,21 @@ class _Recursion:
         self._later_changes: list[float] = []
         self.everybody = self._members[-1]
 
-    def error(self) -> float | None:
-        """Return the bound on the Euclidean length of what the values miss; None where too little is known.
+    def expected_change(self) -> float | None:
+        """Return the squared length of what the values are expected to change; None: too little is known.
 
-        Each visit that is not split misses what its split is expected to change, and one that borrows also
-        what no worth has shown yet: the median of what splits of borrowers have changed, per unit of weight.
+        Each visit that is not split changes what its split is expected to, and one that borrows also what no
+        worth has shown yet: the median of what splits of borrowers have changed, per unit of weight.
         """
         if not self._queue:
             return 0.0
         if len(self._later_changes) < LEAST_KNOWN:
             return None
         hidden = median(self._later_changes)
-        missed = (
+        return math.fsum(
             visit.pending**2 + (hidden * visit.weight**2 if visit.lender() else 0.0)
             for _, _, visit in self._queue
         )
-        return ERROR_FACTOR * math.sqrt(math.fsum(missed))
-
-    def is_within(self, max_error: float) -> bool:
-        """Return whether the values are known to be as near as asked for; 0 asks for all of the budget."""
-        error = self.error() if max_error > 0 else None
-        return error is not None and error <= max_error
 
     def start(self, worths: Mapping[int, float]) -> None:
         root = len(self._members) - 1

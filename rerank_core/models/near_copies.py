@@ -41,7 +41,7 @@ class NearCopies:
 
     def score_texts(self, texts: Sequence[tuple[Query, str]]) -> list[float]:
         """Return one score per query and text of a document, in their order."""
-        pairs = [self._encoder.encode(query, text) for query, text in texts]
+        pairs = self._encoder.encode(texts)
         if self._tree is None:
             return self._scorer.score_encoded(pairs)
         return self._tree.score(pairs)
@@ -57,22 +57,42 @@ class PieceEncoder:
     def __init__(self, encoder: PairEncoder) -> None:
         self._encoder = encoder
         self._heads: dict[str, EncodedHead] = {}
-        self._pieces: dict[str, list[int]] = {}
-        self.cuts_at_spaces = self._joined_pieces(_PROBE) == encoder.text_ids(_PROBE)
+        self._openings: dict[str, list[int]] = {}  # of the pieces that begin a text
+        self._words: dict[str, list[int]] = {}  # of all other pieces, by what follows their space
+        self.cuts_at_spaces = self._text_ids([_PROBE]) == [encoder.text_ids(_PROBE)]
 
-    def encode(self, query: Query, text: str) -> EncodedPair:
-        """Return the tokens of a query and the text of a document."""
+    def encode(self, texts: Sequence[tuple[Query, str]]) -> list[EncodedPair]:
+        """Return the tokens of each query and text of a document, in their order."""
+        if self.cuts_at_spaces:
+            text_ids = self._text_ids([text for _, text in texts])
+        else:
+            text_ids = [self._encoder.text_ids(text) for _, text in texts]
+        heads = (self._head(query) for query, _ in texts)
+        return [self._encoder.joined(head, ids) for head, ids in zip(heads, text_ids, strict=True)]
+
+    def _head(self, query: Query) -> EncodedHead:
         head = self._heads.get(query.text)
         if head is None:
             head = self._heads[query.text] = self._encoder.head(query)
-        ids = self._joined_pieces(text) if self.cuts_at_spaces else self._encoder.text_ids(text)
-        return self._encoder.joined(head, ids)
+        return head
 
-    def _joined_pieces(self, text: str) -> list[int]:
-        pieces = _WORD_STARTS.split(text)
-        try:
-            return list(chain.from_iterable(map(self._pieces.__getitem__, pieces)))
-        except KeyError:
-            for piece in set(pieces) - self._pieces.keys():
-                self._pieces[piece] = self._encoder.text_ids(piece)
-            return self._joined_pieces(text)
+    def _text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of some texts; pieces that are new are tokenised in one call."""
+        cuts = [_pieces(text) for text in texts]
+        openings = list({cut[0] for cut in cuts} - self._openings.keys())
+        words = list(set().union(*(cut[1:] for cut in cuts)) - self._words.keys())
+        if openings or words:
+            new_ids = self._encoder.batch_ids([*openings, *(f" {word}" for word in words)])
+            self._openings.update(zip(openings, new_ids, strict=False))
+            self._words.update(zip(words, new_ids[len(openings) :], strict=True))
+        ids_of = self._words.__getitem__
+        return [[*self._openings[cut[0]], *chain.from_iterable(map(ids_of, cut[1:]))] for cut in cuts]
+
+
+def _pieces(text: str) -> list[str]:
+    """Return a text's beginning, and what follows each single space between two words."""
+    words = text.split()
+    if not words or " ".join(words) != text:  # other white space stays within its piece
+        opening, *spaced = _WORD_STARTS.split(text)
+        words = [opening, *(piece[1:] for piece in spaced)]
+    return words

@@ -126,6 +126,14 @@ class PairEncoder:
         """Return the tokens of a query's or a document's text."""
         return [token_id for token_id, _ in self._text_tokens(text)]
 
+    def batch_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of some texts, as `text_ids` does, sooner than one by one."""
+        mask = self.tokenizer.mask_token
+        plain = [text for text in texts if not mask or mask not in text]
+        settings = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        ids = iter(self.tokenizer(plain, **settings)["input_ids"] if plain else [])
+        return [next(ids) if not mask or mask not in text else self.text_ids(text) for text in texts]
+
     def visible_content(self, query: Query, document: Document) -> str:
         """Return the part of the document's content that the model reads next to this query."""
         pair = self.encode(query, document)

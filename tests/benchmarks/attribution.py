@@ -18,7 +18,7 @@ import hashlib
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,13 +32,14 @@ from shap.maskers import Text
 from rerank_core.attribution.estimators import PartitionOwen, PrunedOwen
 from rerank_core.attribution.masking import MaskedText, TokenMasker
 from rerank_core.attribution.search import SearchResult, run_searches
+from rerank_core.attribution.token_tree import group_members, token_tree
 from rerank_core.data.loading import load_collection
 from rerank_core.evaluation.attribution_error import attribution_error
 from rerank_core.models.artefact import load_artefact
 from rerank_core.models.build import build_encoder, build_model, load_tokenizer
 from rerank_core.models.near_copies import NearCopies
 from rerank_core.models.pretrained import resolve_model
-from rerank_core.models.scorer import EncodedPair, LanguageModelScorer, pad
+from rerank_core.models.scorer import EncodedPair, LanguageModelScorer, PairEncoder, pad
 from rerank_core.records import Query
 from rerank_core.training.losses import sft_loss
 
@@ -48,12 +49,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from rerank_core.attribution.estimators import Estimator
+    from rerank_core.attribution.token_tree import Merge
     from rerank_core.models.scorer import SingleNeuronModel
 
     FloatArray = npt.NDArray[np.float64]
 
 MAX_EVALS = 500
 PREFIX = 80
+ENCODER_TOKENS, ENCODER_PREFIX = 48, 16  # an encoder's exact values take 80 s a text at 64 and 80
 BUDGETS = (100, 150, 200, 250, 300, 400, 500, 800)
 EVERYTHING = 10**9
 TRAIN_QUERIES = 12
@@ -111,15 +114,16 @@ def shortened(pair: EncodedPair) -> EncodedPair:
     return EncodedPair(ids, pair.document_start, TRAIN_LENGTH - 1, is_truncated=True)
 
 
-def build_task(scorer: LanguageModelScorer, *, num_tokens: int, num_texts: int) -> Task:
+def build_task(scorer: LanguageModelScorer, *, num_tokens: int, num_texts: int, prefix: int = PREFIX) -> Task:
     """Return the first tokens of documents of the sample, and a query with the prefix's length."""
     sample = load_collection("sample")
     masker = TokenMasker(scorer.tokenizer)
     queries = " ".join(query.text for query in sample.queries.values())
-    length = next(n for n in range(5, 1000) if head_length(scorer, queries[:n]) >= PREFIX)
+    length = next(n for n in range(5, 1000) if head_length(scorer, queries[:n]) >= prefix)
     texts = []
     documents = list(sample.documents.values())
-    for first, more in zip(documents[-num_texts:], documents, strict=False):  # one alone may be too short
+    last = documents[len(documents) - num_texts :]
+    for first, more in zip(last, documents, strict=False):  # one alone may be too short
         text = " ".join(f"{first.text} {more.text}".split())  # shap makes every white space one space
         inner = [span for span in masker.spans(text) if span[0] < span[1]]
         texts.append(text[: inner[num_tokens - 1][1]].rstrip())  # shap strips what it masks
@@ -296,14 +300,10 @@ def solved(task: Task, text: str, *, cache: Path | None) -> SolvedGame:
     if file is not None and file.exists():
         found = json.loads(file.read_text(encoding="utf-8"))
         return SolvedGame(masked, tuple(found["exact"]), {int(key): worth for key, worth in found["worths"]})
-    near, worths = NearCopies(task.scorer), dict[int, float]()
-
-    def answers(asked: list[tuple[int, int]]) -> list[float]:
-        scores = near.score_texts([(task.query, masked.left(one)) for _, one in asked])
-        worths.update(zip((one for _, one in asked), scores, strict=True))
-        return scores
-
-    (result,) = run_searches([PrunedOwen(EVERYTHING).search(masked, seed=SEED)], answers)
+    coalitions = sorted(every_coalition(token_tree(masked.segments())))
+    scores = NearCopies(task.scorer).score_texts([(task.query, masked.left(one)) for one in coalitions])
+    worths = dict(zip(coalitions, scores, strict=True))
+    result = SolvedGame(masked, (), worths).result_of(PrunedOwen(EVERYTHING))
     if result.error != 0.0:
         raise AssertionError(f"the exact values have the bound {result.error}")
     if file is not None:
@@ -312,6 +312,21 @@ def solved(task: Task, text: str, *, cache: Path | None) -> SolvedGame:
             json.dumps({"exact": result.values, "worths": list(worths.items())}), encoding="utf-8"
         )
     return SolvedGame(masked, result.values, worths)
+
+
+def every_coalition(merges: Sequence[Merge]) -> set[int]:
+    """Return all coalitions that the Owen values on a tree take: about the square of its players."""
+    members, num_players = group_members(merges), len(merges) + 1
+    found, open_visits = {0, members[-1]}, [(len(members) - 1, 0)]
+    while open_visits:
+        group, without = open_visits.pop()
+        if group < num_players:
+            continue
+        left, right = merges[group - num_players]
+        beside_left, beside_right = without | members[left], without | members[right]
+        found |= {beside_left, beside_right}
+        open_visits += [(left, without), (left, beside_right), (right, without), (right, beside_left)]
+    return found
 
 
 def digest(task: Task, text: str) -> str:
@@ -472,12 +487,20 @@ def main() -> None:
         f" largest difference {max(differences):.1e}"
     )
     curves = {
-        name: study(name, build_task(scorer, num_tokens=64, num_texts=number), cache=options.cache)
-        for name, scorer, number in (
-            ("causal, M = 64", causal, options.study),
-            ("encoder, M = 64", encoder, options.study_encoder),
+        name: study(name, studied, cache=options.cache)
+        for name, studied in (
+            ("causal, M = 64", build_task(causal, num_tokens=64, num_texts=options.study)),
+            (
+                f"encoder, M = {ENCODER_TOKENS}",
+                build_task(
+                    encoder,
+                    num_tokens=ENCODER_TOKENS,
+                    num_texts=options.study_encoder,
+                    prefix=ENCODER_PREFIX,
+                ),
+            ),
         )
-        if number
+        if studied.texts
     }
     p2 = same_error(task(causal, num_tokens=64), curves["causal, M = 64"], num_rounds=options.rounds)
     if options.figure:
@@ -494,8 +517,12 @@ def main() -> None:
 
 
 def scorer_of(artefact: Path | None, build: Callable[[], LanguageModelScorer]) -> LanguageModelScorer:
-    """Return the scorer of an artefact, or one trained for a minute."""
-    return load_artefact(artefact, device="cpu") if artefact else trained(build())
+    """Return the scorer of an artefact, with room for the texts here, or one trained for a minute."""
+    if artefact is None:
+        return trained(build())
+    found = load_artefact(artefact, device="cpu")
+    wide = replace(found.encoder.format, max_length=512, max_query_length=256)
+    return LanguageModelScorer(found.model, PairEncoder(found.tokenizer, wide), digest=found.digest)
 
 
 def parse_arguments() -> argparse.Namespace:

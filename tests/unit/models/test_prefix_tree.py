@@ -154,8 +154,10 @@ def test_pieces_have_the_tokens_of_the_whole_text(encoders, text):
     for encoder in encoders:
         pieces = PieceEncoder(encoder)
         assert pieces.cuts_at_spaces
-        assert pieces.encode(QUERIES[0], text) == encoder.encode(QUERIES[0], Document("d", text))
-        assert pieces.encode(QUERIES[0], text) == encoder.encode(QUERIES[0], Document("d", text))
+        whole = encoder.encode(QUERIES[0], Document("d", text))
+        first, _, again = pieces.encode([(QUERIES[0], one) for one in (text, TEXTS[0], text)])
+        assert first == again == whole
+        assert pieces.encode([(QUERIES[0], text)]) == [whole]
 
 
 def test_a_tokenizer_that_does_not_cut_at_spaces_reads_the_whole_text(encoders):
@@ -169,6 +171,9 @@ def test_a_tokenizer_that_does_not_cut_at_spaces_reads_the_whole_text(encoders):
         def text_ids(self, text):
             return self._encoder.text_ids(text)[::-1]
 
+        def batch_ids(self, texts):
+            return [self.text_ids(text) for text in texts]
+
     encoder: Any = Reversing(encoders[0])
-    found = PieceEncoder(encoder).encode(QUERIES[0], TEXTS[0])
+    (found,) = PieceEncoder(encoder).encode([(QUERIES[0], TEXTS[0])])
     assert found == encoder.joined(encoder.head(QUERIES[0]), encoder.text_ids(TEXTS[0]))
