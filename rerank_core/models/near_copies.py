@@ -77,16 +77,27 @@ class PieceEncoder:
         return head
 
     def _text_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the tokens of some texts; pieces that are new are tokenised in one call."""
+        """Return the tokens of some texts; the pieces that are new are tokenised in one call."""
         cuts = [_pieces(text) for text in texts]
+        found = [self._known_ids(cut) for cut in cuts]
+        self._learn([cut for cut, ids in zip(cuts, found, strict=True) if ids is None])
+        return [ids or self._ids(cut) for cut, ids in zip(cuts, found, strict=True)]
+
+    def _known_ids(self, cut: Sequence[str]) -> list[int] | None:
+        try:
+            return self._ids(cut)
+        except KeyError:
+            return None
+
+    def _ids(self, cut: Sequence[str]) -> list[int]:
+        return [*self._openings[cut[0]], *chain.from_iterable(map(self._words.__getitem__, cut[1:]))]
+
+    def _learn(self, cuts: Sequence[Sequence[str]]) -> None:
         openings = list({cut[0] for cut in cuts} - self._openings.keys())
         words = list(set().union(*(cut[1:] for cut in cuts)) - self._words.keys())
-        if openings or words:
-            new_ids = self._encoder.batch_ids([*openings, *(f" {word}" for word in words)])
-            self._openings.update(zip(openings, new_ids, strict=False))
-            self._words.update(zip(words, new_ids[len(openings) :], strict=True))
-        ids_of = self._words.__getitem__
-        return [[*self._openings[cut[0]], *chain.from_iterable(map(ids_of, cut[1:]))] for cut in cuts]
+        new_ids = self._encoder.batch_ids([*openings, *(f" {word}" for word in words)])
+        self._openings.update(zip(openings, new_ids, strict=False))
+        self._words.update(zip(words, new_ids[len(openings) :], strict=True))
 
 
 def _pieces(text: str) -> list[str]:

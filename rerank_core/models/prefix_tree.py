@@ -118,9 +118,10 @@ class PrefixTree:
         place = bisect_left(self._sequences, sequence)
         num_known, path = 0, array("q")
         for neighbour in self._sequences[max(place - 1, 0) : place + 1]:
-            num_shared = _num_shared(sequence, neighbour) // tokens.itemsize
-            if num_shared > num_known:
-                num_known, path = num_shared, self._paths[neighbour][:num_shared]
+            least = (num_known + 1) * tokens.itemsize
+            if sequence[:least] == neighbour[:least]:
+                num_known = _num_shared(sequence, neighbour) // tokens.itemsize
+                path = self._paths[neighbour][:num_known]
         num_added = len(tokens) - num_known
         path.extend(range(self._num_nodes, self._num_nodes + num_added))
         self._num_nodes += num_added
@@ -146,7 +147,7 @@ class PrefixTree:
             yield batch
 
     def _compute(self, batch: Sequence[_Branch]) -> None:
-        """Compute the new nodes of some branches, and the scores at their ends."""
+        """Compute the new nodes of some branches, longest first, and the scores at their ends."""
         num_new = batch[0].num_new
         length = max(len(branch.path) for branch in batch)
         paths = np.zeros((len(batch), length), dtype=np.int64)  # padded on the left with the root
@@ -155,17 +156,21 @@ class PrefixTree:
             paths[row, length - len(branch.path) :] = branch.path
             ids[row, num_new - branch.num_new :] = branch.tokens[-branch.num_new :]
         starts = length - np.array([[len(branch.path)] for branch in batch])  # (branches, 1)
-        first_new = length - np.array([[branch.num_new] for branch in batch])
         columns = np.arange(length)
         new_columns = columns[length - num_new :]
-        is_new = new_columns >= first_new  # (branches, new)
+        positions = new_columns - starts  # (branches, new)
+        new_nodes = paths[:, length - num_new :]
         may_look = (columns >= starts)[:, None] & (columns <= new_columns[:, None])
-        may_look |= ~is_new[:, :, None]  # padding looks at anything, so that no token looks at nothing
-        new_nodes = np.where(is_new, paths[:, length - num_new :], _ROOT)
+        if batch[-1].num_new < num_new:
+            first_new = length - np.array([[branch.num_new] for branch in batch])
+            is_padding = new_columns < first_new
+            may_look |= is_padding[:, :, None]  # it looks at anything, so that no token looks at nothing
+            new_nodes = np.where(is_padding, _ROOT, new_nodes)
+            positions = np.maximum(positions, 0)
         self._memory.aim(self._tensor(paths), self._tensor(new_nodes))
         scores = self._model.forward_cached(
             input_ids=self._tensor(ids),
-            position_ids=self._tensor(np.maximum(new_columns - starts, 0)),
+            position_ids=self._tensor(positions),
             may_look=self._tensor(may_look),
             cache=self._memory,
         )
