@@ -15,6 +15,7 @@ from jobs.attribution_folders import ATTRIBUTOR_SETTINGS
 from jobs.audit import (
     MAX_EVALS,
     AuditSummary,
+    RunningError,
     audit_record,
     audit_shard,
     is_audited,
@@ -50,7 +51,15 @@ from rerank_core.attribution.contract import check_residual
 from rerank_core.attribution.rank_flip_table import rank_flips_table
 from rerank_core.attribution.table import attributions_table
 from rerank_core.errors import ConfigError, JobError, WhyrankError
-from rerank_core.formats import RUN, read_documents, read_queries, read_run, read_shards, rows_of, write_table
+from rerank_core.formats import (
+    RUN,
+    read_documents,
+    read_queries,
+    read_run,
+    read_shards,
+    rows_of,
+    write_table,
+)
 from rerank_core.models.artefact import artefact_digest, check_artefact, load_artefact
 
 if TYPE_CHECKING:
@@ -219,7 +228,12 @@ def _attribute_pending(config: AttributeJob, keys: Sequence[Key]) -> None:
             num_gpus=share.gpus,
         )
         shard_progress(
-            pending, pool, label="attribute", unit="documents", num_done=len(shards) - len(pending)
+            pending,
+            pool,
+            label="attribute",
+            unit="documents",
+            num_done=len(shards) - len(pending),
+            note=RunningError(config.output),
         )
 
 

@@ -1,17 +1,20 @@
-"""A sample of a run's attributions, attributed again without a budget: how far they lie from exact ones."""
+"""How far a run's attributions lie from exact ones: by their own bounds, and in a sample attributed again."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from jobs.shards import shard_path
 from rerank_core.attribution.contract import document_seed
+from rerank_core.attribution.table import ATTRIBUTIONS
 from rerank_core.evaluation.attribution_error import AttributionError, attribution_error
-from rerank_core.formats import read_shards, rows_of, table_of, write_table
+from rerank_core.formats import read_shards, read_table, rows_of, table_of, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_EVALS = 20_000
 """Evaluations for one exact attribution: enough for about 140 tokens; longer documents are not audited."""
+
+BOUNDS = {name: ATTRIBUTIONS[name] for name in ("error", "units")}
 
 AUDIT = {
     "query_id": pa.string(),
@@ -47,6 +52,22 @@ class AuditSummary:
     top_5: float
     top_10: float
     bound_kept: float | None
+
+
+class RunningError:
+    """What the attributions so far say of their error: the median bound, as a share of the values' length."""
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+        self._shares: list[float] = []
+
+    def __call__(self, shard: int) -> str:
+        """Add a shard that has been committed; nothing is said while no bound is known."""
+        for error, units in rows_of(read_table(shard_path(self._output, shard), BOUNDS)):
+            length = math.hypot(*(unit["value"] for unit in units))
+            if length > 0 and not math.isnan(error):
+                self._shares.append(error / length)
+        return f", error at most {median(self._shares):.0%} of the values (median)" if self._shares else ""
 
 
 def is_audited(attribution: Attribution, *, share: float) -> bool:

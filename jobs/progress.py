@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jobs.shards import ActorPool, Shard, run_shards
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 
 @contextmanager
@@ -22,19 +22,28 @@ def progress_bar() -> Iterator[Progress]:
         yield progress
 
 
-def shard_progress(pending: Sequence[Shard], pool: ActorPool, *, label: str, unit: str, num_done: int) -> int:
+def shard_progress(  # noqa: PLR0913 - a line of progress, and nothing else
+    pending: Sequence[Shard],
+    pool: ActorPool,
+    *,
+    label: str,
+    unit: str,
+    num_done: int,
+    note: Callable[[int], str] = lambda shard: "",
+) -> int:
     """Compute the pending shards under a bar of shards with the rate of rows; return the number of rows.
 
-    `num_done` shards were committed by an earlier execution.
+    `num_done` shards were committed by an earlier execution. `note` is told the index of each shard that has
+    been committed, and returns what the bar then says behind the rate.
     """
     num_rows = 0
     with progress_bar() as progress:
         task = progress.add_task(
             f"{label}: starting workers", total=num_done + len(pending), completed=num_done
         )
-        for _, rows in run_shards(pending, pool):
+        for shard, rows in run_shards(pending, pool):
             num_rows += rows
             elapsed_s = progress.tasks[task].elapsed or 1.0
-            text = f"{label}: {num_rows} {unit}, {num_rows / max(elapsed_s, 1e-9):.2g}/s"
+            text = f"{label}: {num_rows} {unit}, {num_rows / max(elapsed_s, 1e-9):.2g}/s{note(shard)}"
             progress.update(task, advance=1, description=text)
     return num_rows

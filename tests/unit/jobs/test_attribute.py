@@ -14,7 +14,7 @@ from jobs.attribute import (
     planned_keys,
     run_attribute,
 )
-from jobs.audit import audit_record, is_audited, summarise_audit
+from jobs.audit import RunningError, audit_record, is_audited, summarise_audit
 from jobs.config import AttributeJob
 from jobs.manifest import (
     RANK_FLIPS_FOLDER,
@@ -267,6 +267,27 @@ def _committed_before_a_kill(job, *, done, quarantined):
 
 def _attribution(query_id, doc_id, *, is_truncated=False):
     return Attribution(query_id, doc_id, 0.0, 0.0, (), (), "partition", 2, 0.0, 7, is_truncated)
+
+
+def test_the_progress_tells_the_median_bound_of_what_is_attributed_so_far(tmp_path):
+    def commit(index, *errors):
+        names = [f"{index}.{place}" for place in range(len(errors))]
+        units = (Unit("sea", 0, 3), Unit("ice", 4, 7))
+        done = [
+            replace(_attribution("q", name), units=units, values=(3.0, -4.0), error=error)
+            for name, error in zip(names, errors, strict=True)
+        ]
+        shard = Shard(index, tuple(("q", name) for name in names))
+        table = attributions_table(done, model_digest="m")
+        commit_shard(tmp_path, shard, table, key_columns=("query_id", "doc_id"), quarantined=[])
+
+    running = RunningError(tmp_path)
+    commit(0, None)
+    assert running(0) == ""
+    commit(1, 1.0, 0.5)
+    commit(2, 2.0)
+    assert running(2) == ", error at most 40% of the values (median)"
+    assert running(1) == ", error at most 20% of the values (median)"
 
 
 def test_the_words_that_hold_a_rank_are_kept_beside_the_attributions(job):
