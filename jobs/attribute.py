@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
@@ -23,6 +23,7 @@ from jobs.audit import (
     write_audit,
 )
 from jobs.manifest import (
+    QUERY_WORDS_FOLDER,
     RANK_FLIPS_FOLDER,
     SHARDS,
     finish_output,
@@ -67,7 +68,6 @@ if TYPE_CHECKING:
 
     from jobs.config import AttributeJob
     from rerank_core.attribution.rank_flip import RankFlip
-    from rerank_core.protocols import Attributor
     from rerank_core.records import Attribution, Document, Query, Run
 
 logger = logging.getLogger("whyrank.attribute")
@@ -222,6 +222,7 @@ def _attribute_pending(config: AttributeJob, keys: Sequence[Key]) -> None:
                 "seed": config.seed,
                 "reuse": [str(folder.resolve()) for folder in config.reuse],
                 "run": str(config.run.resolve()) if config.rank_flips else None,
+                "query_words": config.query_words,
             },
             num_workers=config.num_workers,
             num_cpus=share.cpus,
@@ -256,10 +257,12 @@ class AttributeWorker:
         seed: int,
         reuse: Sequence[str] = (),
         run: str | None = None,
+        query_words: bool = False,
     ) -> None:
         """`settings` are those of `build_attributor`; of the folders `reuse` attributions are taken over.
 
-        With a `run` the few words are searched that hold each document at its rank there.
+        With a `run` the few words are searched that hold each document at its rank there; with `query_words`
+        the query's words are attributed too.
         """
         self._documents = read_documents(Path(prepared) / "corpus.parquet")
         self._queries = read_queries(Path(prepared) / "queries.parquet")
@@ -272,6 +275,7 @@ class AttributeWorker:
         self._seed = seed
         self._reusable = reusable_attributions(map(Path, reuse))
         self._run = read_run(Path(run), "run") if run else None
+        self._has_query_words = query_words
 
     def __call__(self, shard: Shard) -> int:
         known = {key: self._reusable[key] for key in shard.keys if key in self._reusable}
@@ -280,7 +284,7 @@ class AttributeWorker:
             for query_id, doc_id in shard.keys
             if (query_id, doc_id) not in known
         ]
-        computed, quarantined = attribute_pairs(self._attributor, pairs, seed=self._seed)
+        computed, quarantined = attribute_pairs(self._attributor.attribute, pairs, seed=self._seed)
         by_key = known | {(found.query_id, found.doc_id): found for found in computed}
         done = [by_key[key] for key in shard.keys if key in by_key]
         table = attributions_table(done, model_digest=self._scorer.digest)
@@ -289,12 +293,26 @@ class AttributeWorker:
             found = audit_shard(audited, self._exactly, queries=self._queries, documents=self._documents)
             write_audit(self._output, found, shard=shard.index)
         if self._run is not None:
-            folder = self._output / RANK_FLIPS_FOLDER
-            folder.mkdir(exist_ok=True)
             flips = rank_flips_table(self._flips(done, self._run))
-            write_table(flips, folder / f"shard-{shard.index:05d}.parquet")
+            self._write_beside(flips, RANK_FLIPS_FOLDER, shard=shard)
+        if self._has_query_words:
+            of_queries = attributions_table(self._of_queries(done), model_digest=self._scorer.digest)
+            self._write_beside(of_queries, f"{QUERY_WORDS_FOLDER}/data", shard=shard)
         commit_shard(self._output, shard, table, key_columns=("query_id", "doc_id"), quarantined=quarantined)
         return len(done)
+
+    def _write_beside(self, table: pa.Table, folder: str, *, shard: Shard) -> None:
+        path = self._output / folder / f"shard-{shard.index:05d}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_table(table, path)
+
+    def _of_queries(self, attributions: Sequence[Attribution]) -> list[Attribution]:
+        """Return the attributions of the queries' words next to documents whose own words were attributed."""
+        pairs = [(self._queries[found.query_id], self._documents[found.doc_id]) for found in attributions]
+        done, failed = attribute_pairs(self._attributor.attribute_query, pairs, seed=self._seed)
+        for row in failed:
+            logger.warning("no values for the words of the query beside %s: %s", row.key, row.reason)
+        return done
 
     def _flips(self, attributions: Sequence[Attribution], run: Run) -> dict[tuple[str, str], RankFlip]:
         flips = {}
@@ -306,31 +324,37 @@ class AttributeWorker:
         return flips
 
 
+class Attribute(Protocol):
+    """What an attributor does with documents of one query: `attribute`, or `attribute_query`."""
+
+    def __call__(self, query: Query, documents: Sequence[Document], *, seed: int) -> list[Attribution]: ...
+
+
 def attribute_pairs(
-    attributor: Attributor, pairs: Sequence[tuple[Query, Document]], *, seed: int
+    attribute: Attribute, pairs: Sequence[tuple[Query, Document]], *, seed: int
 ) -> tuple[list[Attribution], list[Quarantined]]:
     """Return the attributions that add up to their scores, and the other pairs with the reason, in order."""
     done: list[Attribution] = []
     quarantined: list[Quarantined] = []
     for query, group in groupby(pairs, key=itemgetter(0)):
-        more, failed = _attribute_together(attributor, query, [document for _, document in group], seed=seed)
+        more, failed = _attribute_together(attribute, query, [document for _, document in group], seed=seed)
         done += more
         quarantined += failed
     return done, quarantined
 
 
 def _attribute_together(
-    attributor: Attributor, query: Query, documents: Sequence[Document], *, seed: int
+    attribute: Attribute, query: Query, documents: Sequence[Document], *, seed: int
 ) -> tuple[list[Attribution], list[Quarantined]]:
     """Attribute documents of one query; where that fails, halve them, down to the one that is to blame."""
     try:
-        attributions = attributor.attribute(query, documents, seed=seed)
+        attributions = attribute(query, documents, seed=seed)
     except WhyrankError as error:
         if len(documents) == 1:
             return [], [Quarantined((query.query_id, documents[0].doc_id), str(error))]
         half = len(documents) // 2
-        first = _attribute_together(attributor, query, documents[:half], seed=seed)
-        second = _attribute_together(attributor, query, documents[half:], seed=seed)
+        first = _attribute_together(attribute, query, documents[:half], seed=seed)
+        second = _attribute_together(attribute, query, documents[half:], seed=seed)
         return first[0] + second[0], first[1] + second[1]
     return _sorted_out(attributions)
 

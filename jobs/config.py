@@ -148,6 +148,8 @@ class AttributeJob:
     """`pruned` stops sooner where the estimated bound on the length of (values - exact values) is so low."""
     rank_flips: bool = False
     """Also search for the few words without which a document would rank lower."""
+    query_words: bool = False
+    """Also attribute the words of the query, next to each document."""
     audit_share: float = 0.01
     """Share of the documents that are attributed again without a budget, to report how far the values lie
     from the exact ones; costs tens of times an attribution each."""
@@ -172,6 +174,10 @@ class AttributeJob:
         check_setting(
             not self.rank_flips or self.leaf in ("token", "word"),
             f"rank flips are searched among words; take --leaf token or word, not {self.leaf}",
+        )
+        check_setting(
+            not (self.query_words and self.method == "shap"),
+            "shap attributes words of documents alone; leave out --query-words, or take another method",
         )
         check_setting(
             self.max_error == 0 or self.method == "pruned",

@@ -111,6 +111,7 @@ def demo_plan(config: DemoJob, *, num_workers: int) -> DemoPlan:
             max_documents=config.max_documents,
             max_evals=MAX_EVALS,
             rank_flips=True,
+            query_words=True,
             shard_documents=max(1, config.max_documents // (NUM_ACTORS * SHARDS_PER_ACTOR)),
             num_workers=NUM_ACTORS,
             seed=config.seed,

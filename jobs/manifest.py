@@ -77,6 +77,10 @@ RANK_FLIPS_FOLDER = "rank_flips"
 """Where an output of attribution keeps rank flips, in shards of its own."""
 
 
+QUERY_WORDS_FOLDER = "query_words"
+"""Where an output of attribution keeps the attributions of queries' words, as a folder of attributions."""
+
+
 def text_digests(prepared: Path) -> dict[str, str]:
     """Return the digests of the documents and queries of a prepared folder."""
     return {name: file_digest(prepared / f"{name}.parquet") for name in ("corpus", "queries")}

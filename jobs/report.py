@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.evaluate import PER_QUERY, run_input
 from jobs.manifest import (
     MANIFEST,
+    QUERY_WORDS_FOLDER,
     RANK_FLIPS_FOLDER,
     SHARDS,
     finish_output,
@@ -311,6 +312,11 @@ def _read_explained(
         (e.query_id, e.doc_id, e.with_attribution): e for e in explanations if e.template != CONTRAST_TEMPLATE
     }
     flips = read_rank_flips(config.attributions / RANK_FLIPS_FOLDER)
+    query_words = config.attributions / QUERY_WORDS_FOLDER
+    of_queries = {
+        (found.query_id, found.doc_id): found
+        for found in (read_attributions(query_words) if query_words.is_dir() else ())
+    }
     place = {(query_id, item.document.doc_id): item for query_id, found in ranked.items() for item in found}
     return tuple(
         ExplainedDocument(
@@ -323,6 +329,7 @@ def _read_explained(
             without_attribution=written.get((attribution.query_id, attribution.doc_id, False)),
             above_next=compared.get((attribution.query_id, attribution.doc_id)),
             flip=flips.get((attribution.query_id, attribution.doc_id)),
+            of_query=of_queries.get((attribution.query_id, attribution.doc_id)),
         )
         for attribution in read_attributions(config.attributions)
     )

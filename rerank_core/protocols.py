@@ -36,6 +36,14 @@ class Attributor(Protocol):
         """Return one attribution per document, in the order of `documents`."""
         ...
 
+    def attribute_query(self, query: Query, documents: Sequence[Document], *, seed: int) -> list[Attribution]:
+        """Return the values of the query's words for each document's score, in the order of `documents`.
+
+        Raises:
+            ConfigError: the method attributes words of documents alone.
+        """
+        ...
+
 
 class TextGenerator(Protocol):
     """A language model that writes JSON of a given schema."""

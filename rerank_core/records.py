@@ -11,7 +11,7 @@ Qrels = Mapping[str, Mapping[str, int]]
 """`qrels[query_id][doc_id] -> grade`; a pair that is absent is unjudged and counts as grade 0."""
 
 Split = Literal["train", "dev", "test"]
-DocumentField = Literal["title", "text"]
+TextField = Literal["title", "text", "query"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +86,12 @@ class PreferencePair:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What has a value: a word, or a longer part, at characters `start` to `end` of the title or text."""
+    """What has a value: a word, or a longer part, at characters `start` to `end` of its field."""
 
     text: str
     start: int
     end: int
-    field: DocumentField = "text"
+    field: TextField = "text"
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,10 @@ class OverlapScorer:
         """Return all of the document's content: nothing is cut."""
         return document.content
 
+    def visible_query(self, query: Query) -> str:
+        """Return all of the query's text: nothing is cut."""
+        return query.text
+
 
 class AdditiveScorer:
     """A `Scorer` without interactions: each occurrence of a word adds the word's weight, whatever the query.
@@ -48,6 +52,10 @@ class AdditiveScorer:
     def visible_content(self, query: Query, document: Document) -> str:
         """Return all of the document's content: nothing is cut."""
         return document.content
+
+    def visible_query(self, query: Query) -> str:
+        """Return all of the query's text: nothing is cut."""
+        return query.text
 
 
 class ScriptedGenerator:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rerank_core.attribution.contract import AttributableScorer, TextScorer, document_seed, residual
@@ -11,7 +11,7 @@ from rerank_core.attribution.leaves import Leaf, attributed_units, leaf_spans
 from rerank_core.attribution.masking import MaskedText, TokenMasker
 from rerank_core.attribution.search import SearchResult, run_searches
 from rerank_core.errors import DataError
-from rerank_core.records import Attribution, Document, Query
+from rerank_core.records import Attribution, Document, Query, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,9 +27,9 @@ DOCUMENTS_AT_ONCE = 8
 class SearchAttributor:
     """An `Attributor`: the value of each word for a score, by a search over masked versions of the text.
 
-    The query stays as it is. A masked text is scored as a document without a title; a scorer that cuts long
-    documents cuts it too. Searches of several documents run in lock-step. `open_texts` returns what scores
-    the masked texts of one group of documents; whatever it remembers of them is dropped with it.
+    A masked text is scored as a document without a title; a scorer that cuts long documents cuts it too.
+    Searches of several documents run in lock-step. `open_texts` returns what scores the masked texts of one
+    group of documents; whatever it remembers of them is dropped with it.
     """
 
     def __init__(
@@ -50,35 +50,47 @@ class SearchAttributor:
     def attribute(self, query: Query, documents: Sequence[Document], *, seed: int) -> list[Attribution]:
         """Return one attribution per document, in the order of `documents`, each independent of the others.
 
-        Each document draws from its own seed, made from `seed` and both identifiers. `num_evals` counts the
-        coalitions, and the document itself. A text without leaves has no value to give: its base value is
-        its score.
+        The query stays as it is. Each document draws from its own seed, made from `seed` and both
+        identifiers. `num_evals` counts the coalitions, and the document itself. A text without leaves has no
+        value to give: its base value is its score.
 
         Raises:
             DataError: the score of a document, or of a masked version of it, is not finite.
             ConfigError: the estimator cannot deal with so many leaves.
         """
-        scores = self._scorer.score(query, documents)
-        attributions: list[Attribution] = []
-        for start in range(0, len(documents), DOCUMENTS_AT_ONCE):
-            end = start + DOCUMENTS_AT_ONCE
-            attributions += self._attribute_group(query, documents[start:end], scores[start:end], seed=seed)
-        return attributions
+        return self._attribute_games(self._document_game, query, documents, seed=seed)
 
-    def _attribute_group(
-        self, query: Query, documents: Sequence[Document], scores: Sequence[float], *, seed: int
+    def attribute_query(self, query: Query, documents: Sequence[Document], *, seed: int) -> list[Attribution]:
+        """Return the values of the query's words for the score of each document, in the order of `documents`.
+
+        The documents stay as they are; all else is as in `attribute`. The units are words of the query.
+        """
+        return self._attribute_games(self._query_game, query, documents, seed=seed)
+
+    def _attribute_games(
+        self,
+        game_of: Callable[[Query, Document, float], _Game],
+        query: Query,
+        documents: Sequence[Document],
+        *,
+        seed: int,
     ) -> list[Attribution]:
-        games = [
-            _Game(query, document, self._masked(query, document), score)
-            for document, score in zip(documents, scores, strict=True)
+        scores = self._scorer.score(query, documents)
+        games = [game_of(query, document, score) for document, score in zip(documents, scores, strict=True)]
+        return [
+            attribution
+            for start in range(0, len(games), DOCUMENTS_AT_ONCE)
+            for attribution in self._attribute_group(games[start : start + DOCUMENTS_AT_ONCE], seed=seed)
         ]
+
+    def _attribute_group(self, games: Sequence[_Game], *, seed: int) -> list[Attribution]:
         for game in games:
             game.check(game.score)
         playing = [game for game in games if game.has_leaves]
         texts = self._open_texts()
 
         def worths(asked: list[tuple[int, int]]) -> list[float]:
-            worth = texts.score_texts([(query, playing[n].masked.left(coalition)) for n, coalition in asked])
+            worth = texts.score_texts([playing[n].pair(coalition) for n, coalition in asked])
             for (place, _), score in zip(asked, worth, strict=True):
                 playing[place].check(score)
             return worth
@@ -91,32 +103,38 @@ class SearchAttributor:
             self._attribution(game, next(found) if game.has_leaves else None, seed=seed) for game in games
         ]
 
-    def _masked(self, query: Query, document: Document) -> MaskedText:
-        """Return what the scorer reads of a document, as a game of its leaves."""
+    def _document_game(self, query: Query, document: Document, score: float) -> _Game:
         visible = self._scorer.visible_content(query, document)
         assert document.content.startswith(visible), (
             "visible_content must return a prefix of the document's content"
         )
-        if self._leaf != "token":
-            return self._masker.masked(visible, leaf_spans(self._leaf, visible, document))
+        masked = self._masked(self._leaf, visible, document)
+        return _Game(query, document, score, masked, self._leaf, played=document)
+
+    def _query_game(self, query: Query, document: Document, score: float) -> _Game:
+        visible = self._scorer.visible_query(query)
+        assert query.text.startswith(visible), "visible_query must return a prefix of the query's text"
+        leaf: Leaf = "word" if self._leaf == "word" else "token"  # a query has neither sentences nor fields
+        played = Document("", query.text)
+        masked = self._masked(leaf, visible, played)
+        return _Game(query, document, score, masked, leaf, played=played, is_of_query=True)
+
+    def _masked(self, leaf: Leaf, visible: str, document: Document) -> MaskedText:
+        """Return what the scorer reads of a document as a game of its leaves."""
+        if leaf != "token":
+            return self._masker.masked(visible, leaf_spans(leaf, visible, document))
         spans = self._masker.spans(visible)
         if not self._estimator.has_special_players:
             spans = [span for span in spans if span[0] < span[1]]
         return self._masker.masked(visible, spans)
 
     def _attribution(self, game: _Game, result: SearchResult | None, *, seed: int) -> Attribution:
-        spans = game.masked.spans
         if result is None:
-            result = SearchResult(game.score, (0.0,) * len(spans), 0, 0.0)
-        visible, document = game.masked.text, game.document
-        units, values = (
-            ((), ())
-            if not visible.strip()
-            else attributed_units(self._leaf, spans, result.values, document=document, visible=visible)
-        )
+            result = SearchResult(game.score, (0.0,) * len(game.masked.spans), 0, 0.0)
+        units, values = game.units(result.values)
         return Attribution(
             query_id=game.query.query_id,
-            doc_id=document.doc_id,
+            doc_id=game.document.doc_id,
             score=game.score,
             base_value=result.base_value,
             units=units,
@@ -125,19 +143,39 @@ class SearchAttributor:
             num_evals=1 + result.num_evals,
             residual=residual(game.score, result.base_value, values),
             seed=seed,
-            is_truncated=visible != document.content,
+            is_truncated=game.masked.text != game.played.content,
             error=result.error,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Game:
-    """A document whose score is to be shared out among its leaves."""
+    """A document whose score is to be shared out among the leaves of its own text, or of the query's."""
 
     query: Query
     document: Document
-    masked: MaskedText
     score: float
+    masked: MaskedText
+    leaf: Leaf
+    played: Document  # the document itself, or the query as one
+    is_of_query: bool = False
+
+    def pair(self, coalition: int) -> tuple[Query, str]:
+        """Return the query and the text to score for a coalition."""
+        left = self.masked.left(coalition)
+        if self.is_of_query:
+            return replace(self.query, text=left), self.document.content
+        return self.query, left
+
+    def units(self, values: Sequence[float]) -> tuple[tuple[Unit, ...], tuple[float, ...]]:
+        """Return the units with their values, from those of the leaves."""
+        spans, visible = self.masked.spans, self.masked.text
+        if not visible.strip():
+            return (), ()
+        units, values = attributed_units(self.leaf, spans, values, document=self.played, visible=visible)
+        if self.is_of_query:
+            units = tuple(replace(unit, field="query") for unit in units)
+        return units, values
 
     @property
     def has_leaves(self) -> bool:

@@ -26,6 +26,10 @@ class AttributableScorer(Scorer, Protocol):
         """Return the part of `document.content`, from its start, that the scorer reads next to this query."""
         ...
 
+    def visible_query(self, query: Query) -> str:
+        """Return the part of the query's text, from its start, that the scorer reads."""
+        ...
+
 
 class TextScorer(Protocol):
     """Scores texts of documents, many of them nearly alike."""

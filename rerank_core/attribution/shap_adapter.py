@@ -13,7 +13,7 @@ from shap.maskers import Text
 from rerank_core.attribution.contract import AttributableScorer, check_evals, document_seed, residual
 from rerank_core.attribution.masking import MaskedText, TokenMasker
 from rerank_core.attribution.words import Span, merge_into_words
-from rerank_core.errors import DataError
+from rerank_core.errors import ConfigError, DataError
 from rerank_core.records import Attribution, Document, Query, Unit
 
 if TYPE_CHECKING:
@@ -56,6 +56,16 @@ class ShapAttributor:
             self._attribute_one(query, document, score=score, seed=seed)
             for document, score in zip(documents, scores, strict=True)
         ]
+
+    def attribute_query(self, query: Query, documents: Sequence[Document], *, seed: int) -> list[Attribution]:
+        """Refuse: only documents are attributed with shap.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "shap attributes words of documents alone; take another method for those of queries"
+        )
 
     def _attribute_one(self, query: Query, document: Document, *, score: float, seed: int) -> Attribution:
         if not np.isfinite(score):

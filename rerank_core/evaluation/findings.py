@@ -101,6 +101,7 @@ class ExplainedDocument:
     without_attribution: Explanation | None
     above_next: Explanation | None  # why it stands above the document at the next rank
     flip: RankFlip | None  # the few words without which it would stand lower, where they were searched
+    of_query: Attribution | None = None  # of the words of the query next to it, where they were attributed
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from rerank_core.text import normalise
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rerank_core.records import Attribution, Document, DocumentField
+    from rerank_core.records import Attribution, Document, Query, TextField
 
 NUM_STRONG: Final = 10
 
@@ -80,6 +80,17 @@ def heat_map(
     )
 
 
+def query_segments(attribution: Attribution, query: Query) -> tuple[Segment, ...]:
+    """Lay an attribution of a query's words over the query.
+
+    Raises:
+        DataError: the units do not lie in the query one after the other.
+    """
+    strong = frozenset(i for i, value in enumerate(attribution.values) if value != 0)
+    marks = _Marks(scale=largest_value(attribution), strong=strong, cited=frozenset())
+    return _segments(attribution, query.text, field="query", marks=marks)[0]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Marks:
     scale: float  # the absolute value of full colour
@@ -87,13 +98,13 @@ class _Marks:
     cited: frozenset[str]  # normalised
 
 
-def _field_sum(attribution: Attribution, field: DocumentField) -> float:
+def _field_sum(attribution: Attribution, field: TextField) -> float:
     pairs = zip(attribution.units, attribution.values, strict=True)
     return sum(value for unit, value in pairs if unit.field == field)
 
 
 def _segments(
-    attribution: Attribution, content: str, *, field: DocumentField, marks: _Marks
+    attribution: Attribution, content: str, *, field: TextField, marks: _Marks
 ) -> tuple[tuple[Segment, ...], int]:
     """Return the segments that spell `content`, and where its last unit ends (0 without units)."""
     indices = [i for i, unit in enumerate(attribution.units) if unit.field == field]

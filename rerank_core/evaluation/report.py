@@ -24,7 +24,7 @@ from rerank_core.evaluation.findings import (
     row_label,
     signed,
 )
-from rerank_core.evaluation.heat_map import HeatMap, heat_map
+from rerank_core.evaluation.heat_map import HeatMap, Segment, heat_map, query_segments
 from rerank_core.evaluation.pictures import PictureStyle, draw_metrics, draw_rank_changes, png_of
 from rerank_core.evaluation.waterfall import Waterfall, score_waterfall
 from rerank_core.text import normalise
@@ -74,6 +74,7 @@ class Card:
 
     explained: ExplainedDocument
     heat: HeatMap
+    query: tuple[Segment, ...]  # the words of the query with their values, where they were attributed
     waterfall: Waterfall
     texts: tuple[WrittenText, ...]
 
@@ -157,6 +158,7 @@ def _card(explained: ExplainedDocument) -> Card:
     return Card(
         explained=explained,
         heat=heat_map(explained.attribution, explained.ranked.document, cited=cited),
+        query=query_segments(explained.of_query, explained.query) if explained.of_query else (),
         waterfall=score_waterfall(explained.attribution),
         texts=tuple(
             _written(head, text, [explained.attribution]) for head, text in written if text is not None

@@ -137,9 +137,15 @@ class PairEncoder:
     def visible_content(self, query: Query, document: Document) -> str:
         """Return the part of the document's content that the model reads next to this query."""
         pair = self.encode(query, document)
-        num_visible = pair.document_end - pair.document_start
-        ends = [end for _, end in self._text_tokens(document.content)]
-        return document.content if num_visible >= len(ends) else document.content[: ends[num_visible - 1]]
+        return self._beginning(document.content, num_tokens=pair.document_end - pair.document_start)
+
+    def visible_query(self, query: Query) -> str:
+        """Return the part of the query's text that the model reads."""
+        return self._beginning(query.text, num_tokens=self.format.max_query_length)
+
+    def _beginning(self, text: str, *, num_tokens: int) -> str:
+        ends = [end for _, end in self._text_tokens(text)]
+        return text if num_tokens >= len(ends) else text[: ends[num_tokens - 1]]
 
     def _fixed_texts(self) -> list[str]:
         """Return what the template holds before the query, between the two texts, and after the document."""
@@ -387,6 +393,10 @@ class LanguageModelScorer:
     def visible_content(self, query: Query, document: Document) -> str:
         """Return the part of the document's content that the model reads next to this query."""
         return self.encoder.visible_content(query, document)
+
+    def visible_query(self, query: Query) -> str:
+        """Return the part of the query's text that the model reads."""
+        return self.encoder.visible_query(query)
 
     @torch.inference_mode()
     def _forward(self, inputs: Mapping[str, Tensor]) -> list[float]:

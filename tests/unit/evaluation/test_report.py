@@ -11,6 +11,8 @@ import pytest
 
 from rerank_core.evaluation.findings import signed
 from rerank_core.evaluation.report import MAX_CARDS, render_report, wall_time
+from rerank_core.records import Unit
+from rerank_core.text import words
 
 if TYPE_CHECKING:
     from rerank_core.evaluation.findings import Findings
@@ -177,6 +179,22 @@ def test_the_words_that_hold_a_rank_are_named_where_they_were_searched(page: Pag
     told = re.sub(r"\s+", " ", page.text)
     assert "Without “ice” and “Sea” it would stand at rank 2; with any one of them back" in told
     assert told.count("it would stand at rank") == 1
+
+
+def test_words_of_a_query_carry_values_where_they_were_attributed(findings: Findings, page: Page) -> None:
+    assert "What the words of the query did" not in page.text
+    first, *others = findings.explained
+    found = words(first.query.text)
+    units = tuple(Unit(word.text, word.start, word.end, field="query") for word in found)
+    values = (0.75, *[-0.125] * (len(units) - 1))
+    base = first.attribution.score - sum(values)
+    of_query = replace(first.attribution, units=units, values=values, base_value=base)
+    shown = Page(render_report(replace(findings, explained=(replace(first, of_query=of_query), *others))))
+    assert f"What the words of the query did here: {first.query.text}" in shown.text
+    assert f"(from {signed(base)} without any of them" in shown.text
+    values_shown = [attributes.get("data-value") for attributes in shown.with_class("w")]
+    assert values_shown.count("+0.750") == 1
+    assert values_shown.count("−0.125") == len(units) - 1
 
 
 def test_a_replaced_text_is_marked_and_says_why(page: Page) -> None:

@@ -17,6 +17,7 @@ from jobs.attribute import (
 from jobs.audit import RunningError, audit_record, is_audited, summarise_audit
 from jobs.config import AttributeJob
 from jobs.manifest import (
+    QUERY_WORDS_FOLDER,
     RANK_FLIPS_FOLDER,
     file_digest,
     finish_output,
@@ -111,6 +112,7 @@ def _worker(job):
         seed=job.seed,
         reuse=[str(folder) for folder in job.reuse],
         run=str(job.run) if job.rank_flips else None,
+        query_words=job.query_words,
     )
 
 
@@ -234,7 +236,7 @@ def test_documents_that_do_not_add_up_go_to_quarantine_with_their_reason():
     documents = [Document(name, "sea ice", title="Ice") for name in ("moody", "good", "broken")]
     attributor = ShapAttributor(FaultyScorer(), tiny_tokenizer(["sea ice Ice"], has_mask=True), max_evals=50)
     done, quarantined = attribute_pairs(
-        attributor, [(QUERIES[0], document) for document in documents], seed=0
+        attributor.attribute, [(QUERIES[0], document) for document in documents], seed=0
     )
     assert [attribution.doc_id for attribution in done] == ["good"]
     assert [row.key for row in quarantined] == [("q1", "moody"), ("q1", "broken")]
@@ -302,6 +304,27 @@ def test_the_words_that_hold_a_rank_are_kept_beside_the_attributions(job):
         document = next(found for found in DOCUMENTS if found.doc_id == attribution.doc_id)
         flip = rank_flip(attribution, QUERIES[0], document, scorer=scorer, run=run)
         assert flips.get((attribution.query_id, attribution.doc_id)) == flip
+
+
+def test_the_words_of_queries_are_attributed_beside_each_document(job):
+    keys = (("q1", "d1"), ("q1", "d3"), ("q2", "d2"))
+    _worker(_with(job, query_words=True))(Shard(0, keys))
+    found = read_attributions(job.output / QUERY_WORDS_FOLDER)
+    assert [(one.query_id, one.doc_id) for one in found] == list(keys)
+    assert [[unit.text for unit in one.units] for one in found] == [["sea", "ice"]] * 2 + [["warm", "water"]]
+    assert {unit.field for one in found for unit in one.units} == {"query"}
+    own = read_attributions(job.output)
+    assert [one.score for one in found] == [one.score for one in own]
+    assert [one.base_value for one in found] != [one.base_value for one in own]
+    assert all(abs(one.residual) < 1e-4 for one in found)
+
+
+def test_queries_too_long_for_a_method_are_named_and_lose_no_document(job, caplog, monkeypatch):
+    monkeypatch.setattr("rerank_core.attribution.shapley.MAX_PLAYERS", 1)
+    words = _with(job, query_words=True, method="exact", leaf="field")
+    assert _worker(words)(Shard(0, (("q1", "d2"),))) == 1
+    assert read_attributions(job.output / QUERY_WORDS_FOLDER) == []
+    assert "no values for the words of the query beside ('q1', 'd2')" in caplog.text
 
 
 def _attributed(job, *keys):

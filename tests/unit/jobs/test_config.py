@@ -119,6 +119,7 @@ WRONG: list[tuple[type, dict[str, Any], str]] = [
     (AttributeJob, {"top_k": 0}, "top_k must be at least 1"),
     (AttributeJob, {"max_documents": 0}, "max_documents must be at least 1"),
     (AttributeJob, {"max_queries": 0}, "max_queries must be at least 1"),
+    (AttributeJob, {"query_words": True, "method": "shap"}, "shap attributes words of documents alone"),
     (AttributeJob, {"rank_flips": True, "leaf": "sentence"}, "rank flips are searched among words"),
     (ExplainJob, {"num_words": 0}, "num_words must be at least 1"),
     (ExplainJob, {"max_new_tokens": 2048}, "max_model_tokens must exceed max_new_tokens"),
