@@ -45,6 +45,7 @@ from rerank_core.models.artefact import (
     read_spec,
     save_artefact,
 )
+from rerank_core.models.build import yes_no_tokens
 from rerank_core.models.pretrained import resolve_model
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ def check_training(config: TrainJob, model_folder: Path) -> None:
     """Check what can be checked of a training before hours are spent, without reading the model's weights.
 
     Raises:
-        ConfigError: the steps cannot be divided among the workers, or the model learnt from another split.
+        ConfigError: the steps cannot be divided among the workers, the model learnt from another split, or
+            it cannot have the head.
         DataError: the prepared folder is unfinished, lacks the fold, or holds nothing to learn from.
     """
     for name, stage in stages(config):
@@ -128,6 +130,8 @@ def check_training(config: TrainJob, model_folder: Path) -> None:
     here = judged(config.prepared, fold=config.fold)
     refuse_other_split(model_folder, here)
     refuse_other_shape(config, model_folder)
+    if config.head == "yes_no" and not is_artefact(model_folder):
+        yes_no_tokens(model_folder)
     refuse_nothing_to_learn(config)
     if "ppo" in config.objectives and config.ppo.reward_model is not None:
         check_artefact(config.ppo.reward_model)

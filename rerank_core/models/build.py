@@ -265,10 +265,12 @@ def _head_weight(like: Tensor, *, pooling: Pooling, rows: Tensor | None, seed: i
     return torch.empty_like(like).normal_(std=0.02, generator=torch.Generator().manual_seed(seed))
 
 
-def _yes_no_difference(folder: Path) -> Tensor:
-    """Return the output row of " yes" minus that of " no", (width,)."""
-    from transformers import AutoModelForCausalLM
+def yes_no_tokens(folder: Path) -> tuple[int, int]:
+    """Return the tokens for " yes" and " no", between whose output rows the neuron starts.
 
+    Raises:
+        ConfigError: the model is an encoder, or its tokenizer has no single token for one of them.
+    """
     if not is_causal(load_config(folder)):
         raise ConfigError(f"{folder} is an encoder without output rows for words; use --head linear")
     tokenizer = load_tokenizer(folder)
@@ -277,8 +279,16 @@ def _yes_no_difference(folder: Path) -> Tensor:
         raise ConfigError(
             f"the tokenizer of {folder} has no single token for ' yes' and ' no'; use --head linear"
         )
+    return yes[0], no[0]
+
+
+def _yes_no_difference(folder: Path) -> Tensor:
+    """Return the output row of " yes" minus that of " no", (width,)."""
+    from transformers import AutoModelForCausalLM
+
+    yes, no = yes_no_tokens(folder)
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
     )
     rows: Tensor = model.get_output_embeddings().weight.detach()
-    return rows[yes[0]] - rows[no[0]]
+    return rows[yes] - rows[no]

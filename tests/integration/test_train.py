@@ -12,7 +12,7 @@ import time
 from itertools import groupby, pairwise
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -356,13 +356,15 @@ def dev_ndcg(artefact: Path, prepared: Path) -> float:
 
 
 @pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1)), 2, 3])
-def test_adapters_train_under_every_zero_stage_and_score_the_same_when_exported(
+def test_adapters_and_either_head_train_under_every_zero_stage_and_score_the_same_when_exported(
     stage: ZeroStage, prepared: Path, causal: Path, ray_instance: None, tmp_path: Path
 ) -> None:
+    head: Literal["linear", "yes_no"] = "yes_no" if stage in (0, 3) else "linear"
     config = TrainJob(
         prepared=prepared,
         output=tmp_path / "out",
         model=str(causal),
+        head=head,
         max_length=128,
         objectives=("sft",),
         sft=SftConfig(num_epochs=4, learning_rate=1e-3, queries_per_step=14),
@@ -381,7 +383,10 @@ def test_adapters_train_under_every_zero_stage_and_score_the_same_when_exported(
     documents = read_documents(prepared / "corpus.parquet").values()
     pairs = [(Query("q", "sea ice"), document) for document in documents]
     trained = scorer.score_pairs(pairs)
-    scorer.model.backbone = build_model(causal, head="linear", num_layers=None, seed=0).backbone
+    start = build_model(causal, head=head, num_layers=None, seed=0)
+    assert read_spec(tmp_path / "out" / "sft").head == head
+    assert 0.0 < (scorer.model.head.weight - start.head.weight).abs().max() < 0.1
+    scorer.model.backbone = start.backbone
     moved = [abs(now - before) for now, before in zip(trained, scorer.score_pairs(pairs), strict=True)]
     assert max(moved) > 1e-2  # by the adapters, as the head is the same
 
@@ -390,7 +395,7 @@ def test_adapters_train_under_every_zero_stage_and_score_the_same_when_exported(
 def causal(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("causal")
     texts = [d.content for d in read_documents(prepared / "corpus.parquet").values()]
-    save_tiny_causal(folder, texts, seed=0)
+    save_tiny_causal(folder, [*texts, "yes no " * 500], seed=0)
     return folder
 
 

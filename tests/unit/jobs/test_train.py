@@ -118,6 +118,11 @@ def test_settings_that_contradict_the_artefact_to_start_from_are_refused(
             checked(contradiction)
 
 
+def test_a_model_that_cannot_have_the_head_is_refused_before_training(config: TrainJob) -> None:
+    with pytest.raises(ConfigError, match="is an encoder without output rows for words; use --head linear"):
+        checked(replace(config, head="yes_no"))
+
+
 def test_a_split_without_grades_or_pairs_is_refused_before_training(config: TrainJob, tmp_path: Path) -> None:
     prepared = shutil.copytree(config.prepared, tmp_path / "prepared")
     train = prepared / f"fold-{config.fold}" / "train"
