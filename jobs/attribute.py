@@ -75,12 +75,16 @@ logger = logging.getLogger("whyrank.attribute")
 
 @dataclass(frozen=True, slots=True)
 class AttributeResult:
-    """Where the attributions are, of how many documents, those cut among them, and how many more failed."""
+    """Where the attributions are, of how many documents, those cut among them, and how many more failed.
+
+    `num_without_query_words` documents lack the values of the query's words, where these were asked for.
+    """
 
     attributions: Path
     num_documents: int
     num_truncated: int
     num_quarantined: int
+    num_without_query_words: int = 0
 
 
 def run_attribute(config: AttributeJob) -> AttributeResult:
@@ -110,6 +114,7 @@ def run_attribute(config: AttributeJob) -> AttributeResult:
                     "documents": result.num_documents,
                     "truncated": result.num_truncated,
                     "quarantined": result.num_quarantined,
+                    **({"without_query_words": result.num_without_query_words} if config.query_words else {}),
                     **audit_record(summarise_audit(config.output)),
                 },
             )
@@ -134,15 +139,22 @@ def _result(output: Path, *, num_planned: int) -> AttributeResult:
         num_documents=num_planned - len(quarantined),
         num_truncated=sum(truncated.to_pylist()),
         num_quarantined=len(quarantined),
+        num_without_query_words=len(read_quarantine(output / QUERY_WORDS_FOLDER)),
     )
 
 
 def _counts_line(result: AttributeResult) -> str:
     num_planned = result.num_documents + result.num_quarantined
     where = f" (reasons in {result.attributions / 'quarantine'})" if result.num_quarantined else ""
+    without = (
+        f"; {result.num_without_query_words} without values for the query's words (reasons in"
+        f" {result.attributions / QUERY_WORDS_FOLDER / 'quarantine'})"
+        if result.num_without_query_words
+        else ""
+    )
     return (
         f"{result.attributions}: {result.num_documents} of {num_planned} documents attributed,"
-        f" {result.num_truncated} of them truncated, {result.num_quarantined} quarantined{where}"
+        f" {result.num_truncated} of them truncated, {result.num_quarantined} quarantined{where}{without}"
     )
 
 
@@ -275,7 +287,7 @@ class AttributeWorker:
         self._seed = seed
         self._reusable = reusable_attributions(map(Path, reuse))
         self._run = read_run(Path(run), "run") if run else None
-        self._has_query_words = query_words
+        self._attributes_queries = query_words
 
     def __call__(self, shard: Shard) -> int:
         known = {key: self._reusable[key] for key in shard.keys if key in self._reusable}
@@ -294,25 +306,26 @@ class AttributeWorker:
             write_audit(self._output, found, shard=shard.index)
         if self._run is not None:
             flips = rank_flips_table(self._flips(done, self._run))
-            self._write_beside(flips, RANK_FLIPS_FOLDER, shard=shard)
-        if self._has_query_words:
-            of_queries = attributions_table(self._of_queries(done), model_digest=self._scorer.digest)
-            self._write_beside(of_queries, f"{QUERY_WORDS_FOLDER}/data", shard=shard)
+            folder = self._output / RANK_FLIPS_FOLDER
+            folder.mkdir(exist_ok=True)
+            write_table(flips, folder / f"shard-{shard.index:05d}.parquet")
+        if self._attributes_queries:
+            self._commit_query_words(done, shard=shard)
         commit_shard(self._output, shard, table, key_columns=("query_id", "doc_id"), quarantined=quarantined)
         return len(done)
 
-    def _write_beside(self, table: pa.Table, folder: str, *, shard: Shard) -> None:
-        path = self._output / folder / f"shard-{shard.index:05d}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_table(table, path)
-
-    def _of_queries(self, attributions: Sequence[Attribution]) -> list[Attribution]:
-        """Return the attributions of the queries' words next to documents whose own words were attributed."""
-        pairs = [(self._queries[found.query_id], self._documents[found.doc_id]) for found in attributions]
-        done, failed = attribute_pairs(self._attributor.attribute_query, pairs, seed=self._seed)
-        for row in failed:
-            logger.warning("no values for the words of the query beside %s: %s", row.key, row.reason)
-        return done
+    def _commit_query_words(self, attributions: Sequence[Attribution], *, shard: Shard) -> None:
+        """Attribute the words of queries next to documents whose own words were attributed."""
+        keys = tuple((found.query_id, found.doc_id) for found in attributions)
+        pairs = [(self._queries[query_id], self._documents[doc_id]) for query_id, doc_id in keys]
+        done, quarantined = attribute_pairs(self._attributor.attribute_query, pairs, seed=self._seed)
+        commit_shard(
+            self._output / QUERY_WORDS_FOLDER,
+            Shard(shard.index, keys),
+            attributions_table(done, model_digest=self._scorer.digest),
+            key_columns=("query_id", "doc_id"),
+            quarantined=quarantined,
+        )
 
     def _flips(self, attributions: Sequence[Attribution], run: Run) -> dict[tuple[str, str], RankFlip]:
         flips = {}

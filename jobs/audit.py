@@ -55,19 +55,26 @@ class AuditSummary:
 
 
 class RunningError:
-    """What the attributions so far say of their error: the median bound, as a share of the values' length."""
+    """What this execution's attributions say of their error: the bound as a share of the values' length."""
 
     def __init__(self, output: Path) -> None:
         self._output = output
         self._shares: list[float] = []
+        self._num_documents = 0
 
     def __call__(self, shard: int) -> str:
         """Add a shard that has been committed; nothing is said while no bound is known."""
         for error, units in rows_of(read_table(shard_path(self._output, shard), BOUNDS)):
+            self._num_documents += 1
             length = math.hypot(*(unit["value"] for unit in units))
             if length > 0 and not math.isnan(error):
                 self._shares.append(error / length)
-        return f", error at most {median(self._shares):.0%} of the values (median)" if self._shares else ""
+        if not self._shares:
+            return ""
+        return (
+            f", estimated error {median(self._shares):.0%} of the values"
+            f" (median of {len(self._shares)} of {self._num_documents})"
+        )
 
 
 def is_audited(attribution: Attribution, *, share: float) -> bool:

@@ -149,7 +149,8 @@ class AttributeJob:
     rank_flips: bool = False
     """Also search for the few words without which a document would rank lower."""
     query_words: bool = False
-    """Also attribute the words of the query, next to each document."""
+    """Also attribute the words of the query, next to each document: by tokens, or by words where the leaves
+    are no tokens, with as many evaluations again."""
     audit_share: float = 0.01
     """Share of the documents that are attributed again without a budget, to report how far the values lie
     from the exact ones; costs tens of times an attribution each."""

@@ -108,7 +108,7 @@ class Attribution:
     num_evals: int
     residual: float
     seed: int
-    is_truncated: bool = False  # only the part of the document that the scorer reads has units
+    is_truncated: bool = False  # only the part of the document (or query) that the scorer reads has units
     error: float | None = None  # estimated bound on ‖values − exact values‖ over leaves; None where unknown
 
 

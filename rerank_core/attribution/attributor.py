@@ -63,7 +63,9 @@ class SearchAttributor:
     def attribute_query(self, query: Query, documents: Sequence[Document], *, seed: int) -> list[Attribution]:
         """Return the values of the query's words for the score of each document, in the order of `documents`.
 
-        The documents stay as they are; all else is as in `attribute`. The units are words of the query.
+        The documents stay as they are read next to the whole query (less what a masked query may take more
+        room than the whole one); all else is as in `attribute`. Leaves are tokens or, for all other leaves,
+        words, and the units are words of the query.
         """
         return self._attribute_games(self._query_game, query, documents, seed=seed)
 
@@ -114,10 +116,11 @@ class SearchAttributor:
     def _query_game(self, query: Query, document: Document, score: float) -> _Game:
         visible = self._scorer.visible_query(query)
         assert query.text.startswith(visible), "visible_query must return a prefix of the query's text"
-        leaf: Leaf = "word" if self._leaf == "word" else "token"  # a query has neither sentences nor fields
+        leaf: Leaf = "token" if self._leaf == "token" else "word"  # a query has no larger parts
         played = Document("", query.text)
         masked = self._masked(leaf, visible, played)
-        return _Game(query, document, score, masked, leaf, played=played, is_of_query=True)
+        beside = self._scorer.visible_content(query, document)
+        return _Game(query, document, score, masked, leaf, played=played, beside=beside, is_of_query=True)
 
     def _masked(self, leaf: Leaf, visible: str, document: Document) -> MaskedText:
         """Return what the scorer reads of a document as a game of its leaves."""
@@ -158,13 +161,14 @@ class _Game:
     masked: MaskedText
     leaf: Leaf
     played: Document  # the document itself, or the query as one
+    beside: str = ""  # the document's text as read next to the whole query, where the query is played
     is_of_query: bool = False
 
     def pair(self, coalition: int) -> tuple[Query, str]:
         """Return the query and the text to score for a coalition."""
         left = self.masked.left(coalition)
         if self.is_of_query:
-            return replace(self.query, text=left), self.document.content
+            return replace(self.query, text=left), self.beside
         return self.query, left
 
     def units(self, values: Sequence[float]) -> tuple[tuple[Unit, ...], tuple[float, ...]]:

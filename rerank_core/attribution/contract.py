@@ -20,7 +20,7 @@ RESIDUAL_LIMIT = 1e-4
 
 
 class AttributableScorer(Scorer, Protocol):
-    """A scorer that says how much of a document it reads: a word that it never sees has no value."""
+    """A scorer that says how much of a text it reads: a word that it never sees has no value."""
 
     def visible_content(self, query: Query, document: Document) -> str:
         """Return the part of `document.content`, from its start, that the scorer reads next to this query."""

@@ -32,10 +32,10 @@ smaller error (docs/experiments.md).
 CALL_SHARE = 0.5
 """A visit is split in a call only if it promises this share of what the most promising one does."""
 
-ERROR_FACTOR = 1.8
+ERROR_FACTOR = 1.6
 """The bound on the error over its estimate, as calibrated on five scorers (docs/experiments.md)."""
 
-MOVED_SHARE = 0.5
+MOVED_SHARE = 2.0
 """How much the squared change by the second half of the evaluations counts in the bound."""
 
 SNAPSHOT_GROWTH = 1.25
@@ -66,15 +66,16 @@ def pruned_search(
     for again.
 
     The bound is `ERROR_FACTOR` times the root of a sum of squared lengths: of what the visits that are not
-    split are expected to change, and `MOVED_SHARE` of what the second half of the evaluations has changed.
+    split are expected to change, and of what the second half of the evaluations has changed, times
+    `MOVED_SHARE`, and as much smaller as these expectations have become since.
     """
     recursion = _Recursion(merges, rng)
     worths: dict[int, float] = {}
     ends = [0, recursion.everybody]
     worths.update(zip(ends, (yield ends), strict=True))
     recursion.start(worths)
-    history = _History(recursion.values(), max_evals=None if max_error > 0 else max_evals)
-    while not (max_error > 0 and _is_within(max_error, recursion, history, num_evals=len(worths))):
+    history = _History(_snapshot(recursion, worths), max_evals=None if max_error > 0 else max_evals)
+    while not (max_error > 0 and _is_within(max_error, recursion, worths, history)):
         batch = recursion.next_batch(worths, room=max_evals - len(worths))
         if not batch:
             break
@@ -85,48 +86,66 @@ def pruned_search(
         for visit in batch:
             recursion.split(visit, worths)
         if history.is_due(len(worths)):
-            history.keep(len(worths), recursion.values())
-    values = recursion.values()
-    error = _bound(recursion.expected_change(), values - history.halfway(len(worths)))
-    return SearchResult(worths[0], tuple(values.tolist()), len(worths), error)
+            history.keep(_snapshot(recursion, worths))
+    end = _snapshot(recursion, worths)
+    error = _bound(end, history.halfway(end.num_evals))
+    return SearchResult(worths[0], tuple(end.values.tolist()), end.num_evals, error)
 
 
-def _is_within(max_error: float, recursion: _Recursion, history: _History, *, num_evals: int) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """The state of a search after some evaluations."""
+
+    num_evals: int
+    values: Vector
+    expected_change: float | None
+
+
+def _snapshot(recursion: _Recursion, worths: Mapping[int, float]) -> _Snapshot:
+    return _Snapshot(len(worths), recursion.values(), recursion.expected_change())
+
+
+def _is_within(
+    max_error: float, recursion: _Recursion, worths: Mapping[int, float], history: _History
+) -> bool:
     """Return whether the values are known to be as near as asked for."""
     expected = recursion.expected_change()
     if expected is None or ERROR_FACTOR * math.sqrt(expected) > max_error:
-        return False
-    error = _bound(expected, recursion.values() - history.halfway(num_evals))
+        return False  # without the values, which take longer
+    error = _bound(_snapshot(recursion, worths), history.halfway(len(worths)))
     return error is not None and error <= max_error
 
 
-def _bound(expected: float | None, moved: Vector) -> float | None:
-    """Return the bound on the error; 0 where nothing is left to change, None where too little is known."""
+def _bound(now: _Snapshot, halfway: _Snapshot) -> float | None:
+    """Return the bound on the error; 0 where nothing is left to split, None where too little is known."""
+    expected = now.expected_change
     if not expected:
         return expected
-    return ERROR_FACTOR * math.sqrt(expected + MOVED_SHARE * float(moved @ moved))
+    moved = now.values - halfway.values
+    shrunk = min(1.0, expected / halfway.expected_change) if halfway.expected_change else 1.0
+    return ERROR_FACTOR * math.sqrt(expected + MOVED_SHARE * float(moved @ moved) * shrunk**2)
 
 
 class _History:
-    """What the values were earlier; with `max_evals`, after half of that many evaluations."""
+    """Earlier states of a search; with `max_evals`, that after half of that many evaluations."""
 
-    def __init__(self, first: Vector, *, max_evals: int | None) -> None:
-        self._snapshots = [(2, first)]  # nobody and everybody have been asked for
-        self._next = 2 * SNAPSHOT_GROWTH if max_evals is None else max_evals / 2
+    def __init__(self, first: _Snapshot, *, max_evals: int | None) -> None:
+        self._snapshots = [first]
+        self._next = first.num_evals * SNAPSHOT_GROWTH if max_evals is None else max_evals / 2
         self._growth = SNAPSHOT_GROWTH if max_evals is None else math.inf
 
     def is_due(self, num_evals: int) -> bool:
-        """Return whether the values are to be kept."""
+        """Return whether the state is to be kept."""
         return num_evals >= self._next
 
-    def keep(self, num_evals: int, values: Vector) -> None:
-        """Keep the values for later."""
-        self._snapshots.append((num_evals, values))
-        self._next = num_evals * self._growth
+    def keep(self, snapshot: _Snapshot) -> None:
+        """Keep a state for later."""
+        self._snapshots.append(snapshot)
+        self._next = snapshot.num_evals * self._growth
 
-    def halfway(self, num_evals: int) -> Vector:
-        """Return the values after about half of some evaluations."""
-        return min(self._snapshots, key=lambda kept: abs(2 * kept[0] - num_evals))[1]
+    def halfway(self, num_evals: int) -> _Snapshot:
+        """Return the state after about half of some evaluations."""
+        return min(self._snapshots, key=lambda kept: abs(2 * kept.num_evals - num_evals))
 
 
 @dataclass(slots=True, eq=False)
@@ -170,7 +189,9 @@ class _Recursion:
         self.everybody = self._members[-1]
 
     def expected_change(self) -> float | None:
-        """Return the squared length of what the values are expected to change; None: too little is known.
+        """Return the squared length of what the values are expected to change; 0 only where all is split.
+
+        None says that too little is known: few splits, or none that has changed anything.
 
         Each visit that is not split changes what its split is expected to, and one that borrows also what no
         worth has shown yet: the median of what splits of borrowers have changed, per unit of weight.
@@ -180,10 +201,11 @@ class _Recursion:
         if len(self._later_changes) < LEAST_KNOWN:
             return None
         hidden = median(self._later_changes)
-        return math.fsum(
+        expected = math.fsum(
             visit.pending**2 + (hidden * visit.weight**2 if visit.lender() else 0.0)
             for _, _, visit in self._queue
         )
+        return expected or None
 
     def start(self, worths: Mapping[int, float]) -> None:
         root = len(self._members) - 1

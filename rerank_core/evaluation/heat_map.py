@@ -18,12 +18,12 @@ NUM_STRONG: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece of a document: a word with its value, or what lies between two words (`value` None)."""
+    """A piece of a text: a word with its value, or what lies between two words (`value` None)."""
 
     text: str
     value: float | None = None
     strength: float = 0.0  # value divided by the value of full colour: -1 to 1
-    is_strong: bool = False  # among the ten largest absolute values
+    is_strong: bool = False  # in a document: among the ten largest absolute values
     is_cited: bool = False
 
 
@@ -81,14 +81,15 @@ def heat_map(
 
 
 def query_segments(attribution: Attribution, query: Query) -> tuple[Segment, ...]:
-    """Lay an attribution of a query's words over the query.
+    """Lay an attribution of a query's words over what the scorer reads of the query.
 
     Raises:
         DataError: the units do not lie in the query one after the other.
     """
     strong = frozenset(i for i, value in enumerate(attribution.values) if value != 0)
     marks = _Marks(scale=largest_value(attribution), strong=strong, cited=frozenset())
-    return _segments(attribution, query.text, field="query", marks=marks)[0]
+    segments, _ = _segments(attribution, query.text, field="query", marks=marks)
+    return _without_rest(segments) if attribution.is_truncated else segments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,7 +81,7 @@ class PieceEncoder:
         cuts = [_pieces(text) for text in texts]
         found = [self._known_ids(cut) for cut in cuts]
         self._learn([cut for cut, ids in zip(cuts, found, strict=True) if ids is None])
-        return [ids or self._ids(cut) for cut, ids in zip(cuts, found, strict=True)]
+        return [self._ids(cut) if ids is None else ids for cut, ids in zip(cuts, found, strict=True)]
 
     def _known_ids(self, cut: Sequence[str]) -> list[int] | None:
         try:
@@ -96,7 +96,7 @@ class PieceEncoder:
         openings = list({cut[0] for cut in cuts} - self._openings.keys())
         words = list(set().union(*(cut[1:] for cut in cuts)) - self._words.keys())
         new_ids = self._encoder.batch_ids([*openings, *(f" {word}" for word in words)])
-        self._openings.update(zip(openings, new_ids, strict=False))
+        self._openings.update(zip(openings, new_ids[: len(openings)], strict=True))
         self._words.update(zip(words, new_ids[len(openings) :], strict=True))
 
 

@@ -41,6 +41,9 @@ def tiny_tokenizer(texts: Iterable[str], *, has_mask: bool) -> PreTrainedTokeniz
         initial_alphabet=list("yesno"),
     )
     tokenizer.train_from_iterator([*texts, " yes no yes no"], trainer)
+    # The trainer numbers its tokens anew in every process.
+    found = [*special.values(), *sorted(tokenizer.get_vocab().keys() - set(special.values()))]
+    tokenizer.model = models.WordPiece(dict(zip(found, range(len(found)), strict=True)), unk_token="[UNK]")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 

@@ -334,7 +334,9 @@ def digest(task: Task, text: str) -> str:
     weights = hashlib.sha256()
     for tensor in task.scorer.model.state_dict().values():
         weights.update(tensor.float().numpy().tobytes())
-    return hashlib.sha256(json.dumps([weights.hexdigest(), task.query.text, text]).encode()).hexdigest()[:24]
+    return hashlib.sha256(
+        json.dumps([weights.hexdigest(), str(task.scorer.encoder.format), task.query.text, text]).encode()
+    ).hexdigest()[:24]
 
 
 @dataclass(frozen=True, slots=True)

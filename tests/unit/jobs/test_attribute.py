@@ -288,8 +288,8 @@ def test_the_progress_tells_the_median_bound_of_what_is_attributed_so_far(tmp_pa
     assert running(0) == ""
     commit(1, 1.0, 0.5)
     commit(2, 2.0)
-    assert running(2) == ", error at most 40% of the values (median)"
-    assert running(1) == ", error at most 20% of the values (median)"
+    assert running(2) == ", estimated error 40% of the values (median of 1 of 2)"
+    assert running(1) == ", estimated error 20% of the values (median of 3 of 4)"
 
 
 def test_the_words_that_hold_a_rank_are_kept_beside_the_attributions(job):
@@ -319,12 +319,16 @@ def test_the_words_of_queries_are_attributed_beside_each_document(job):
     assert all(abs(one.residual) < 1e-4 for one in found)
 
 
-def test_queries_too_long_for_a_method_are_named_and_lose_no_document(job, caplog, monkeypatch):
-    monkeypatch.setattr("rerank_core.attribution.shapley.MAX_PLAYERS", 1)
+def test_a_query_too_long_for_a_method_is_quarantined_and_its_document_is_not(job):
+    long = Query("q1", " ".join(["sea", "ice"] * 9))
+    write_table(queries_table([long, QUERIES[1]]), job.prepared / "queries.parquet")
     words = _with(job, query_words=True, method="exact", leaf="field")
-    assert _worker(words)(Shard(0, (("q1", "d2"),))) == 1
-    assert read_attributions(job.output / QUERY_WORDS_FOLDER) == []
-    assert "no values for the words of the query beside ('q1', 'd2')" in caplog.text
+    keys = (("q1", "d2"), ("q2", "d2"))
+    assert _worker(words)(Shard(0, keys)) == 2
+    assert [found.query_id for found in read_attributions(job.output / QUERY_WORDS_FOLDER)] == ["q2"]
+    (failed,) = read_quarantine(job.output / QUERY_WORDS_FOLDER)
+    assert failed.key == ("q1", "d2")
+    assert "18 players are too many to enumerate" in failed.reason
 
 
 def _attributed(job, *keys):
