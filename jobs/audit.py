@@ -55,7 +55,11 @@ class AuditSummary:
 
 
 class RunningError:
-    """What this execution's attributions say of their error: the bound as a share of the values' length."""
+    """What this execution's attributions say of their error.
+
+    It is the median over documents of the bound as a share of the values' length, and where not all documents
+    state a bound, how many do.
+    """
 
     def __init__(self, output: Path) -> None:
         self._output = output
@@ -71,10 +75,9 @@ class RunningError:
                 self._shares.append(error / length)
         if not self._shares:
             return ""
-        return (
-            f", estimated error {median(self._shares):.0%} of the values"
-            f" (median of {len(self._shares)} of {self._num_documents})"
-        )
+        known = len(self._shares)
+        of_how_many = f" ({known} of {self._num_documents})" if known < self._num_documents else ""
+        return f", estimated error {median(self._shares):.0%}{of_how_many}"
 
 
 def is_audited(attribution: Attribution, *, share: float) -> bool:

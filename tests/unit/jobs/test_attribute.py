@@ -288,8 +288,9 @@ def test_the_progress_tells_the_median_bound_of_what_is_attributed_so_far(tmp_pa
     assert running(0) == ""
     commit(1, 1.0, 0.5)
     commit(2, 2.0)
-    assert running(2) == ", estimated error 40% of the values (median of 1 of 2)"
-    assert running(1) == ", estimated error 20% of the values (median of 3 of 4)"
+    assert running(2) == ", estimated error 40% (1 of 2)"
+    assert running(1) == ", estimated error 20% (3 of 4)"
+    assert RunningError(tmp_path)(2) == ", estimated error 40%"
 
 
 def test_the_words_that_hold_a_rank_are_kept_beside_the_attributions(job):
