@@ -52,15 +52,7 @@ from rerank_core.attribution.contract import check_residual
 from rerank_core.attribution.rank_flip_table import rank_flips_table
 from rerank_core.attribution.table import attributions_table
 from rerank_core.errors import ConfigError, JobError, WhyrankError
-from rerank_core.formats import (
-    RUN,
-    read_documents,
-    read_queries,
-    read_run,
-    read_shards,
-    rows_of,
-    write_table,
-)
+from rerank_core.formats import RUN, read_documents, read_queries, read_run, read_shards, rows_of, write_table
 from rerank_core.models.artefact import artefact_digest, check_artefact, load_artefact
 
 if TYPE_CHECKING:

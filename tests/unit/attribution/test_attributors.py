@@ -364,6 +364,16 @@ def test_only_what_the_scorer_reads_of_a_query_is_attributed(plain_tokenizer):
     assert ([unit.text for unit in found.units], found.is_truncated) == (["sea"], True)
 
 
+def test_beside_a_masked_query_no_more_of_a_document_is_read_than_beside_the_whole_one(plain_tokenizer):
+    scorer = CountingScorer(num_characters=7)
+    document = Document("d", "sea ice warm water")
+    _attributor("pruned", scorer, plain_tokenizer).attribute_query(QUERY, [document], seed=0)
+    whole, *beside_masked = scorer.texts
+    assert whole == document.content
+    assert len(beside_masked) > 1
+    assert set(beside_masked) == {"sea ice"}
+
+
 def test_a_query_without_words_has_only_a_base_value(plain_tokenizer):
     attributor = _attributor("pruned", OverlapScorer(), plain_tokenizer)
     (found,) = attributor.attribute_query(Query("q", " "), [Document("d", "sea")], seed=0)

@@ -183,19 +183,24 @@ def test_a_search_that_may_end_anywhere_finds_its_state_near_halfway():
         assert abs(history.halfway(number).num_evals / number - 0.5) < 0.13
 
 
-def test_what_nothing_has_changed_yet_states_no_bound(rng):
-    # One word of 64 counts, and only beside another one: nearly all splits change nothing.
-    def worth(coalition):
-        return float(coalition >> 13 & 1 and coalition >> 50 & 1)
+def test_a_bound_of_zero_is_stated_for_exact_values_alone(rng):
+    # Each of eight words counts once, wherever it stands: most splits change nothing.
+    for seed in range(5):
+        merges, places = random_tree(64, rng), rng.permutation(64)[:24].reshape(8, 3)
+        words = [sum(1 << int(place) for place in word) for word in places]
 
-    merges = random_tree(64, rng)
-    for seed in range(20):
-        search = pruned_search(merges, max_evals=150, max_error=0.01, rng=np.random.default_rng(seed))
-        (result,) = run_searches([search], lambda asked: [worth(coalition) for _, coalition in asked])
-        true = np.zeros(64)
-        true[[13, 50]] = 0.5
-        off = float(np.linalg.norm(np.array(result.values) - true))
-        assert result.error is None or off <= 1e-12 or result.error > 0.0
+        def answers(asked, words=words):
+            return [float(sum(bool(coalition & word) for word in words)) for _, coalition in asked]
+
+        def values(max_evals, max_error, merges=merges, answers=answers, seed=seed):
+            drawn = np.random.default_rng(seed)
+            search = pruned_search(merges, max_evals=max_evals, max_error=max_error, rng=drawn)
+            (result,) = run_searches([search], answers)
+            return result
+
+        exactly = values(10**6, 0.0).values
+        for result in (values(300, 0.0), values(10**6, 0.01)):
+            assert result.error != 0.0 or result.values == pytest.approx(exactly, abs=1e-9)
 
 
 def test_no_coalition_is_asked_for_twice(rng):
