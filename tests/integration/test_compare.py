@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jobs.cells import Cell, artefacts, cell_log, plan_cells, run_folders
@@ -16,7 +17,7 @@ from jobs.manifest import MANIFEST
 from jobs.prepare import run_prepare
 from jobs.stage import held_out_rows
 from jobs.training_config import CompareJob, DpoConfig, PpoConfig, RewardModelConfig, SftConfig
-from rerank_core.errors import DataError, JobError
+from rerank_core.errors import JobError
 from rerank_core.evaluation.calibration import fit_platt
 from rerank_core.evaluation.method_page import COMPARISON_PAGE, PREFERENCE_METRICS, RANKING_METRICS
 from rerank_core.evaluation.text_metrics import TEXT_METRICS
@@ -27,14 +28,38 @@ from rerank_core.models.tiny import save_tiny_encoder
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 METHODS = ("untrained", "sft", "rm", "dpo", "ppo")
-HIGHEST_GRADE = 9  # of the sample
+NUM_QUERIES, HIGHEST_GRADE = 60, 9
 INTRUSION_TIMEOUT_S = 120.0
+CLEAR = [f"clear{number}" for number in range(4)]
+VAGUE = [f"vague{number}" for number in range(4)]
+
+
+def write_clear_world(folder: Path) -> None:
+    """Write queries with ten documents each: a document's grade is how many of its nine words are clear ones.
+
+    BM25 counts only how often a document names its query's topic, which is drawn; training finds the grade.
+    """
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    queries, documents, judgements = [], [], []
+    for topic in (f"topic{number}" for number in range(NUM_QUERIES)):
+        queries.append({"query_id": topic, "text": f"about {topic}"})
+        for grade in range(HIGHEST_GRADE + 1):
+            clear = [*rng.choice(CLEAR, grade), *rng.choice(VAGUE, HIGHEST_GRADE - grade)]
+            text = " ".join([*[topic] * int(rng.integers(1, 4)), *rng.permutation(clear)])
+            documents.append({"doc_id": f"{topic}-{grade}", "text": text})
+            judgements.append(f"{topic} 0 {topic}-{grade} {grade}\n")
+    for name, rows in (("queries", queries), ("corpus", documents)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "qrels.trec").write_text("".join(judgements))
+    (folder / "collection.json").write_text('{"name": "clear", "pool": "judged", "relevant_from": 5}')
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> CompareJob:
     root = tmp_path_factory.mktemp("compare")
-    run_prepare(PrepareJob(output=root / "prepared", num_folds=2))
+    write_clear_world(root / "clear")
+    run_prepare(PrepareJob(collection=str(root / "clear"), output=root / "prepared", num_folds=2))
     texts = [d.content for d in read_documents(root / "prepared" / "corpus.parquet").values()]
     save_tiny_encoder(root / "tiny", texts, seed=0)
     return CompareJob(
@@ -43,10 +68,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> CompareJob:
         models=(str(root / "tiny"),),
         seeds=(3,),
         max_length=128,
-        sft=SftConfig(num_epochs=2, learning_rate=1e-3, queries_per_step=16),
-        rm=RewardModelConfig(num_epochs=1, learning_rate=1e-3, queries_per_step=16),
-        dpo=DpoConfig(num_epochs=1, learning_rate=1e-3, queries_per_step=16),
-        ppo=PpoConfig(num_epochs=1, learning_rate=1e-3, queries_per_step=16),
+        sft=SftConfig(num_epochs=2, learning_rate=3e-3, queries_per_step=4),
+        rm=RewardModelConfig(num_epochs=1, learning_rate=3e-3, queries_per_step=4),
+        dpo=DpoConfig(num_epochs=1, learning_rate=3e-3, queries_per_step=4),
+        ppo=PpoConfig(num_epochs=1, learning_rate=3e-3, queries_per_step=4),
         text_model=str(root / "tiny"),
         text_depth=3,
         num_samples=500,
@@ -97,6 +122,9 @@ def test_every_method_has_its_place_in_both_tables(config: CompareJob, compared:
     for name in ("pairwise_accuracy", "top1_accuracy", *RANKING_METRICS):
         assert ideal[name]["mean"] == pytest.approx(1.0, abs=0.1 if name in TEXT_METRICS else 1e-6)
         assert floor[name]["mean"] < rows["", "random"]["values"][name]["mean"] < ideal[name]["mean"]
+    untrained = rows["tiny", "untrained"]["values"]["pairwise_accuracy"]["mean"]
+    for method in METHODS[1:]:
+        assert rows["tiny", method]["values"]["pairwise_accuracy"]["mean"] > max(untrained, 0.6), method
     page = (config.output / COMPARISON_PAGE).read_text()
     for line in ("| tiny | ppo |", "| tiny | dpo − sft |", "![cost](cost.png)"):
         assert line in page
@@ -123,27 +151,18 @@ def test_an_artefact_states_the_calibration_of_its_own_scores_on_the_dev_queries
 ) -> None:
     queries = read_queries(config.prepared / "queries.parquet")
     documents = read_documents(config.prepared / "corpus.parquet")
-    stated = 0
     for cell in compared:
         rows = held_out_rows(config.prepared, fold=cell.fold, documents=documents)
-        refused = {line["stage"] for line in cell_log(cell) if line.get("event") == "not calibrated"}
         for method in METHODS[1:]:
             artefact = artefacts(config, cell)[method]
             pairs = [(queries[row.query_id], documents[row.doc_id]) for row in rows]
             scores = load_artefact(artefact).score_pairs(pairs)
             targets = [row.grade / HIGHEST_GRADE for row in rows]
             found = read_spec(artefact).calibration
-            if method in refused:
-                assert found is None
-                with pytest.raises(DataError, match="fall as grades rise"):
-                    fit_platt(scores, targets)
-                continue
             expected = fit_platt(scores, targets)
             assert found is not None
             assert found.slope == pytest.approx(expected.slope, rel=1e-2)
             assert found.intercept == pytest.approx(expected.intercept, rel=1e-2)
-            stated += 1
-    assert stated
 
 
 def test_only_another_measurement_is_made_anew(config: CompareJob, compared: list[Cell]) -> None:
