@@ -54,6 +54,7 @@ def partition_search(
         if not batch:
             continue
         worths = yield [coalition | fixed for coalition in coalitions]
+        tie_breaks = iter(rng.randn(4 * len(batch)).tolist())
         num_evals += len(coalitions)
         for place, (without, low, high, group, weight) in enumerate(batch):
             left, right = merges[group - num_players]
@@ -66,7 +67,7 @@ def partition_search(
                 (with_right, of_right, high, left, half),
                 (with_left, of_left, high, right, half),
             ):
-                heappush(queue, (-abs(item[2] - item[1]) * half, rng.randn(), item))
+                heappush(queue, (-abs(item[2] - item[1]) * half, next(tie_breaks), item))
     for _, _, (_, low, high, group, weight) in sorted(queue):
         credit[group] += (high - low) * weight
     _share_out(credit, merges, sizes)

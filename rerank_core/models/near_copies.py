@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from itertools import chain
+from array import array
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rerank_core.models.prefix_tree import PrefixTree
@@ -41,10 +42,9 @@ class NearCopies:
 
     def score_texts(self, texts: Sequence[tuple[Query, str]]) -> list[float]:
         """Return one score per query and text of a document, in their order."""
-        pairs = self._encoder.encode(texts)
         if self._tree is None:
-            return self._scorer.score_encoded(pairs)
-        return self._tree.score(pairs)
+            return self._scorer.score_encoded(self._encoder.encode(texts))
+        return self._tree.score(self._encoder.sequences(texts))
 
 
 class PieceEncoder:
@@ -56,48 +56,78 @@ class PieceEncoder:
 
     def __init__(self, encoder: PairEncoder) -> None:
         self._encoder = encoder
-        self._heads: dict[str, EncodedHead] = {}
-        self._openings: dict[str, list[int]] = {}  # of the pieces that begin a text
-        self._words: dict[str, list[int]] = {}  # of all other pieces, by what follows their space
-        self.cuts_at_spaces = self._text_ids([_PROBE]) == [encoder.text_ids(_PROBE)]
+        self._heads: dict[str, _Head] = {}
+        self._openings: dict[str, bytes] = {}  # of the pieces that begin a text
+        self._words: dict[str, bytes] = {}  # of all other pieces, by what follows their space
+        self.cuts_at_spaces = self._piecewise_ids([_PROBE]) == [_as_bytes(encoder.text_ids(_PROBE))]
 
     def encode(self, texts: Sequence[tuple[Query, str]]) -> list[EncodedPair]:
         """Return the tokens of each query and text of a document, in their order."""
+        return [
+            self._encoder.joined(self._head(query).head, array("i", ids))
+            for (query, _), ids in zip(texts, self._text_ids([text for _, text in texts]), strict=True)
+        ]
+
+    def sequences(self, texts: Sequence[tuple[Query, str]]) -> list[array[int]]:
+        """Return the ids that `encode` would return, as arrays: a tree needs no more, and they cost less."""
+        end = _as_bytes(self._encoder.end_ids)
+        heads = [self._head(query) for query, _ in texts]
+        all_ids = self._text_ids([text for _, text in texts])
+        return [
+            array("i", head.ids + ids[: head.num_bytes] + end)
+            for head, ids in zip(heads, all_ids, strict=True)
+        ]
+
+    def _head(self, query: Query) -> _Head:
+        found = self._heads.get(query.text)
+        if found is None:
+            head = self._encoder.head(query)
+            num_bytes = self._encoder.room(head) * array("i").itemsize
+            found = self._heads[query.text] = _Head(head, _as_bytes(head.input_ids), num_bytes)
+        return found
+
+    def _text_ids(self, texts: Sequence[str]) -> list[bytes]:
         if self.cuts_at_spaces:
-            text_ids = self._text_ids([text for _, text in texts])
-        else:
-            text_ids = [self._encoder.text_ids(text) for _, text in texts]
-        heads = (self._head(query) for query, _ in texts)
-        return [self._encoder.joined(head, ids) for head, ids in zip(heads, text_ids, strict=True)]
+            return self._piecewise_ids(texts)
+        return [_as_bytes(self._encoder.text_ids(text)) for text in texts]
 
-    def _head(self, query: Query) -> EncodedHead:
-        head = self._heads.get(query.text)
-        if head is None:
-            head = self._heads[query.text] = self._encoder.head(query)
-        return head
-
-    def _text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def _piecewise_ids(self, texts: Sequence[str]) -> list[bytes]:
         """Return the tokens of some texts; the pieces that are new are tokenised in one call."""
         cuts = [_pieces(text) for text in texts]
         found = [self._known_ids(cut) for cut in cuts]
         self._learn([cut for cut, ids in zip(cuts, found, strict=True) if ids is None])
         return [self._ids(cut) if ids is None else ids for cut, ids in zip(cuts, found, strict=True)]
 
-    def _known_ids(self, cut: Sequence[str]) -> list[int] | None:
+    def _known_ids(self, cut: Sequence[str]) -> bytes | None:
         try:
             return self._ids(cut)
         except KeyError:
             return None
 
-    def _ids(self, cut: Sequence[str]) -> list[int]:
-        return [*self._openings[cut[0]], *chain.from_iterable(map(self._words.__getitem__, cut[1:]))]
+    def _ids(self, cut: Sequence[str]) -> bytes:
+        return self._openings[cut[0]] + b"".join(map(self._words.__getitem__, cut[1:]))
 
     def _learn(self, cuts: Sequence[Sequence[str]]) -> None:
         openings = list({cut[0] for cut in cuts} - self._openings.keys())
         words = list(set().union(*(cut[1:] for cut in cuts)) - self._words.keys())
-        new_ids = self._encoder.batch_ids([*openings, *(f" {word}" for word in words)])
+        new_ids = [
+            _as_bytes(ids) for ids in self._encoder.batch_ids([*openings, *(f" {word}" for word in words)])
+        ]
         self._openings.update(zip(openings, new_ids[: len(openings)], strict=True))
         self._words.update(zip(words, new_ids[len(openings) :], strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """A query's tokens before any document, also as bytes, and the bytes of a document's ids that fit."""
+
+    head: EncodedHead
+    ids: bytes
+    num_bytes: int
+
+
+def _as_bytes(ids: Sequence[int]) -> bytes:
+    return array("i", ids).tobytes()
 
 
 def _pieces(text: str) -> list[str]:

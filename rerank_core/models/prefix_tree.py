@@ -16,13 +16,13 @@ from transformers import Cache
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from rerank_core.models.scorer import EncodedPair, SingleNeuronModel
+    from rerank_core.models.scorer import SingleNeuronModel
 
 MAX_BYTES = {"cpu": 2**30, "cuda": 2**34}
 """What the nodes of a tree may take before all are forgotten, by kind of device."""
 
-PAIRS_AT_ONCE = 256
-"""Pairs that are inserted before anything is computed."""
+SEQUENCES_AT_ONCE = 256
+"""Sequences that are inserted before anything is computed."""
 
 CALL_TOKENS = {"cpu": 8, "cuda": 2000}
 """Padded tokens that cost as much as one more call of the model, by kind of device."""
@@ -32,9 +32,9 @@ _FIRST_CAPACITY = 1024
 
 
 class PrefixTree:
-    """Scores encoded pairs; a pair costs only the tokens behind what it has in common with an earlier one.
+    """Scores sequences of token ids; one costs only the tokens behind what it shares with an earlier one.
 
-    The pairs' sequences are the paths of a tree whose nodes are tokens. The keys and values of every node
+    The sequences are the paths of a tree whose nodes are tokens. The keys and values of every node
     stay in memory until the tree is dropped, or takes `max_bytes` (`MAX_BYTES`): then it begins anew. Each
     takes 2 · layers · key-value heads · head width numbers. A call of the model gets at most `max_tokens`
     padded tokens, or one sequence. Only for a model that can be packed (`SingleNeuronModel.can_pack`), as
@@ -70,22 +70,21 @@ class PrefixTree:
         return self._num_nodes - 1
 
     @torch.inference_mode()
-    def score(self, pairs: Sequence[EncodedPair]) -> list[float]:
-        """Return one score per pair, in their order."""
+    def score(self, sequences: Sequence[array[int]]) -> list[float]:
+        """Return one score per sequence of token ids, arrays of type "i", in their order."""
         scores: list[float] = []
-        for start in range(0, len(pairs), PAIRS_AT_ONCE):
+        for start in range(0, len(sequences), SEQUENCES_AT_ONCE):
             if self._memory.num_bytes + self._num_path_bytes > self._max_bytes:
                 self._begin()
-            scores += self._score_group(pairs[start : start + PAIRS_AT_ONCE])
+            scores += self._score_group(sequences[start : start + SEQUENCES_AT_ONCE])
         return scores
 
-    def _score_group(self, pairs: Sequence[EncodedPair]) -> list[float]:
+    def _score_group(self, sequences: Sequence[array[int]]) -> list[float]:
         first_new = self._num_nodes
         level_of_new = array("i")  # of the nodes that this call adds, in their order
         levels: list[list[_Branch]] = []
         ends = []
-        for pair in pairs:
-            tokens = array("i", pair.input_ids)
+        for tokens in sequences:
             path, num_known = self._inserted(tokens)
             ends.append(path[-1])
             if path[-1] in self._scores:
@@ -150,26 +149,19 @@ class PrefixTree:
         """Compute the new nodes of some branches, longest first, and the scores at their ends."""
         num_new = batch[0].num_new
         length = max(len(branch.path) for branch in batch)
-        paths = np.zeros((len(batch), length), dtype=np.int64)  # padded on the left with the root
-        ids = np.zeros((len(batch), num_new), dtype=np.int64)
-        for row, branch in enumerate(batch):
-            paths[row, length - len(branch.path) :] = branch.path
-            ids[row, num_new - branch.num_new :] = branch.tokens[-branch.num_new :]
+        paths = _left_padded([branch.path for branch in batch], length=length)  # padded with the root
+        ids = _left_padded([branch.tokens[-branch.num_new :] for branch in batch], length=num_new)
+        new_nodes = _left_padded([branch.path[-branch.num_new :] for branch in batch], length=num_new)
         starts = length - np.array([[len(branch.path)] for branch in batch])  # (branches, 1)
         columns = np.arange(length)
         new_columns = columns[length - num_new :]
-        positions = new_columns - starts  # (branches, new)
-        new_nodes = paths[:, length - num_new :]
+        positions = np.maximum(new_columns - starts, 0)  # (branches, new)
+        # Padding before a whole path looks at nothing: with the lowest number everywhere it looks at all
+        # alike, so its states are finite; they go to the root, which no other token looks at.
         may_look = (columns >= starts)[:, None] & (columns <= new_columns[:, None])
-        if batch[-1].num_new < num_new:
-            first_new = length - np.array([[branch.num_new] for branch in batch])
-            is_padding = new_columns < first_new
-            may_look |= is_padding[:, :, None]  # it looks at anything, so that no token looks at nothing
-            new_nodes = np.where(is_padding, _ROOT, new_nodes)
-            positions = np.maximum(positions, 0)
         self._memory.aim(self._tensor(paths), self._tensor(new_nodes))
         scores = self._model.forward_cached(
-            input_ids=self._tensor(ids),
+            input_ids=self._tensor(ids).long(),
             position_ids=self._tensor(positions),
             may_look=self._tensor(may_look),
             cache=self._memory,
@@ -180,6 +172,15 @@ class PrefixTree:
 
     def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def _left_padded(rows: Sequence[array[int]], *, length: int) -> npt.NDArray[Any]:
+    """Return arrays of one kind as rows of one length, with zeros before them."""
+    joined = bytearray()
+    for row in rows:
+        joined += bytes((length - len(row)) * row.itemsize)
+        joined += row
+    return np.frombuffer(joined, dtype=rows[0].typecode).reshape(len(rows), length)
 
 
 def _num_shared(one: bytes, other: bytes) -> int:

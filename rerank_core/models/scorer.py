@@ -86,15 +86,15 @@ class EncodedPair:
 
 
 class PairEncoder:
-    """Turns (query, document) into token ids."""
+    """Turns (query, document) into token ids; `end_ids` are those that stand behind every document."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> None:
         self.tokenizer = tokenizer
         self.format = prompt_format
-        self._before, self._between, self._after = (
+        self._before, self._between, self.end_ids = (
             tokenizer.encode(text, add_special_tokens=False) for text in self._fixed_texts()
         )
-        fixed = len(self._before) + len(self._between) + len(self._after)
+        fixed = len(self._before) + len(self._between) + len(self.end_ids)
         if fixed + prompt_format.max_query_length >= prompt_format.max_length:
             raise ConfigError(
                 f"max_length {prompt_format.max_length} leaves no room for a document after"
@@ -112,11 +112,15 @@ class PairEncoder:
         limit = self.format.max_query_length
         return EncodedHead((*self._before, *query_ids[:limit], *self._between), len(query_ids) > limit)
 
+    def room(self, head: EncodedHead) -> int:
+        """Return how many tokens of a document fit behind a query."""
+        return self.format.max_length - len(head.input_ids) - len(self.end_ids)
+
     def joined(self, head: EncodedHead, document_ids: Sequence[int]) -> EncodedPair:
         """Return the tokens of a pair from those of its query and its document, which is cut to fit."""
-        room = self.format.max_length - len(head.input_ids) - len(self._after)
+        room = self.room(head)
         return EncodedPair(
-            input_ids=(*head.input_ids, *document_ids[:room], *self._after),
+            input_ids=(*head.input_ids, *document_ids[:room], *self.end_ids),
             document_start=len(head.input_ids),
             document_end=len(head.input_ids) + min(room, len(document_ids)),
             is_truncated=head.is_truncated or len(document_ids) > room,
@@ -130,9 +134,13 @@ class PairEncoder:
         """Return the tokens of some texts, as `text_ids` does, sooner than one by one."""
         mask = self.tokenizer.mask_token
         plain = [text for text in texts if not mask or mask not in text]
-        settings = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-        ids = iter(self.tokenizer(plain, **settings)["input_ids"] if plain else [])
-        return [next(ids) if not mask or mask not in text else self.text_ids(text) for text in texts]
+        # A call of `tokenizer` sets these anew itself, and does more than some words are worth.
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        found = iter(backend.encode_batch_fast(plain, add_special_tokens=False))
+        return [next(found).ids if not mask or mask not in text else self.text_ids(text) for text in texts]
 
     def visible_content(self, query: Query, document: Document) -> str:
         """Return the part of the document's content that the model reads next to this query."""

@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 import time
+from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -124,7 +125,9 @@ def on_trees(
     tree = PrefixTree(model)
     return run_searches(
         [estimator.search(text.masked, seed=SEED) for text in texts],
-        lambda asked: tree.score([texts[number].left(coalition) for number, coalition in asked]),
+        lambda asked: tree.score(
+            [array("i", texts[number].left(coalition).input_ids) for number, coalition in asked]
+        ),
     )
 
 

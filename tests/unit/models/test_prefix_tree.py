@@ -1,5 +1,6 @@
 """What texts have in common is computed once, and changes no score."""
 
+from array import array
 from itertools import combinations
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import AutoModel, GPT2Config, LlamaConfig, PretrainedConfig, Q
 from rerank_core.models.build import build_encoder, build_model, load_tokenizer
 from rerank_core.models.near_copies import NearCopies, PieceEncoder
 from rerank_core.models.prefix_tree import PrefixTree
-from rerank_core.models.scorer import EncodedPair, LanguageModelScorer, SingleNeuronModel
+from rerank_core.models.scorer import LanguageModelScorer, SingleNeuronModel
 from rerank_core.models.tiny import save_tiny_causal, save_tiny_encoder, save_tiny_writer
 from rerank_core.records import Document, Query
 
@@ -42,60 +43,68 @@ def model(request):
     return model.double().eval()
 
 
-def alone(model, pair):
-    ids = torch.tensor([pair.input_ids])
+def alone(model, sequence):
+    ids = torch.tensor([sequence.tolist()])
     with torch.inference_mode():
         return float(model(ids, torch.ones_like(ids), torch.zeros_like(ids))[0])
 
 
-def pair(*tokens, head=2):
-    return EncodedPair(tuple(tokens), head, len(tokens) - 1, is_truncated=False)
+def sequence(*tokens):
+    return array("i", tokens)
 
 
 def left_out(tokens):
-    """Return pairs that lack two or none of some tokens between a head and an end."""
+    """Return sequences that lack two or none of some tokens between a head and an end."""
     kept = [[*one] for one in combinations(tokens, len(tokens) - 2)]
-    return [pair(1, 2, *one, 3) for one in [tokens, *kept]]
+    return [sequence(1, 2, *one, 3) for one in [tokens, *kept]]
 
 
 def test_every_score_is_that_of_the_sequence_alone(model):
     tree = PrefixTree(model)
-    pairs = left_out([7, 9, 11, 13, 15, 17, 19])
-    for start in range(0, len(pairs), 5):
-        scores = tree.score(pairs[start : start + 5])
-        assert scores == pytest.approx([alone(model, one) for one in pairs[start : start + 5]], abs=1e-12)
+    sequences = left_out([7, 9, 11, 13, 15, 17, 19])
+    for start in range(0, len(sequences), 5):
+        scores = tree.score(sequences[start : start + 5])
+        assert scores == pytest.approx([alone(model, one) for one in sequences[start : start + 5]], abs=1e-12)
 
 
 def test_a_call_may_hold_ends_beginnings_and_repeats_of_other_sequences(model):
-    pairs = [pair(1, 2, 3, 4, 5), pair(1, 2, 3), pair(1, 2, 3, 4, 5, 6), pair(1, 2, 3), pair(4, 5, 3, head=1)]
+    sequences = [
+        sequence(1, 2, 3, 4, 5),
+        sequence(1, 2, 3),
+        sequence(1, 2, 3, 4, 5, 6),
+        sequence(1, 2, 3),
+        sequence(4, 5, 3),
+    ]
     tree = PrefixTree(model)
-    assert tree.score(pairs) == pytest.approx([alone(model, one) for one in pairs], abs=1e-12)
-    assert tree.score(pairs[::-1]) == pytest.approx([alone(model, one) for one in pairs[::-1]], abs=1e-12)
+    assert tree.score(sequences) == pytest.approx([alone(model, one) for one in sequences], abs=1e-12)
+    assert tree.score(sequences[::-1]) == pytest.approx(
+        [alone(model, one) for one in sequences[::-1]], abs=1e-12
+    )
 
 
 def test_what_sequences_share_on_the_left_is_computed_once(model):
     tree = PrefixTree(model)
-    tree.score([pair(1, 2, 3, 4, 5)])
+    tree.score([sequence(1, 2, 3, 4, 5)])
     assert (tree.num_tokens, tree.num_padded) == (5, 5)
-    tree.score([pair(1, 2, 3, 9), pair(1, 2, 3, 4, 8)])
+    tree.score([sequence(1, 2, 3, 9), sequence(1, 2, 3, 4, 8)])
     assert (tree.num_tokens, tree.num_padded) == (7, 7)
-    tree.score([pair(1, 2, 3, 4, 5), pair(1, 2, 3, 9)])
+    tree.score([sequence(1, 2, 3, 4, 5), sequence(1, 2, 3, 9)])
     assert (tree.num_tokens, tree.num_padded) == (7, 7)
 
 
 def test_the_tree_grows_beyond_its_first_memory(model):
-    pairs = [pair(1, 2, *(torch.arange(40) * (n + 1) % 61).tolist(), 3) for n in range(60)]
+    sequences = [sequence(1, 2, *(torch.arange(40) * (n + 1) % 61).tolist(), 3) for n in range(60)]
     tree = PrefixTree(model)
-    scores = tree.score(pairs[:20]) + tree.score(pairs[20:])
+    scores = tree.score(sequences[:20]) + tree.score(sequences[20:])
     assert tree.num_tokens > 1500
-    assert scores == pytest.approx([alone(model, one) for one in pairs], abs=1e-12)
+    assert scores == pytest.approx([alone(model, one) for one in sequences], abs=1e-12)
 
 
 def test_a_tree_that_may_take_little_begins_anew_and_changes_no_score(model):
-    pairs = left_out([7, 9, 11, 13, 15, 17, 19])
+    sequences = left_out([7, 9, 11, 13, 15, 17, 19])
     tree = PrefixTree(model, max_bytes=1)
-    scores = [score for one in pairs for score in tree.score([one])]
-    assert scores == pytest.approx([alone(model, one) for one in pairs], abs=1e-12)
+    scores = [score for one in sequences for score in tree.score([one])]
+    assert scores == pytest.approx([alone(model, one) for one in sequences], abs=1e-12)
     assert tree.num_tokens <= 10
 
 
@@ -104,11 +113,11 @@ def test_no_call_of_the_model_has_more_padded_tokens_than_allowed(model):
     handle = model.backbone.register_forward_pre_hook(
         lambda module, args, inputs: sizes.append(inputs["input_ids"].numel()), with_kwargs=True
     )
-    pairs = [pair(1, 2, *(torch.arange(10) * (n + 1) % 61).tolist(), 3) for n in range(30)]
-    scores = PrefixTree(model, max_tokens=24).score(pairs)
+    sequences = [sequence(1, 2, *(torch.arange(10) * (n + 1) % 61).tolist(), 3) for n in range(30)]
+    scores = PrefixTree(model, max_tokens=24).score(sequences)
     handle.remove()
     assert max(sizes) <= 24
-    assert scores == pytest.approx([alone(model, one) for one in pairs], abs=1e-12)
+    assert scores == pytest.approx([alone(model, one) for one in sequences], abs=1e-12)
 
 
 @pytest.fixture(scope="module", params=["causal", "encoder"])
@@ -158,6 +167,7 @@ def test_pieces_have_the_tokens_of_the_whole_text(encoders, text):
         first, _, again = pieces.encode([(QUERIES[0], one) for one in (text, TEXTS[0], text)])
         assert first == again == whole
         assert pieces.encode([(QUERIES[0], text)]) == [whole]
+        assert pieces.sequences([(QUERIES[0], text)]) == [array("i", whole.input_ids)]
 
 
 def test_a_tokenizer_that_does_not_cut_at_spaces_reads_the_whole_text(encoders):
@@ -166,7 +176,7 @@ def test_a_tokenizer_that_does_not_cut_at_spaces_reads_the_whole_text(encoders):
 
         def __init__(self, encoder):
             self._encoder = encoder
-            self.head, self.joined = encoder.head, encoder.joined
+            self.head, self.joined, self.room = encoder.head, encoder.joined, encoder.room
 
         def text_ids(self, text):
             return self._encoder.text_ids(text)[::-1]
