@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ MAX_BYTES = {"cpu": 2**30, "cuda": 2**34}
 SEQUENCES_AT_ONCE = 256
 """Sequences that are inserted before anything is computed."""
 
-CALL_TOKENS = {"cpu": 8, "cuda": 2000}
+CALL_TOKENS = {"cpu": 16, "cuda": 2000}
 """Padded tokens that cost as much as one more call of the model, by kind of device."""
 
 _ROOT = 0
@@ -80,8 +80,8 @@ class PrefixTree:
         return scores
 
     def _score_group(self, sequences: Sequence[array[int]]) -> list[float]:
-        first_new = self._num_nodes
-        level_of_new = array("i")  # of the nodes that this call adds, in their order
+        starts: list[int] = []  # the first node of each branch that adds some, in ascending order
+        level_of_start: list[int] = []
         levels: list[list[_Branch]] = []
         ends = []
         for tokens in sequences:
@@ -93,8 +93,12 @@ class PrefixTree:
             # Where a longer one passed before, the last token runs again for its score.
             num_new = len(path) - num_known or 1
             parent = path[-num_new - 1] if num_new < len(path) else _ROOT
-            level = level_of_new[parent - first_new] + 1 if parent >= first_new else 0
-            level_of_new.extend([level] * (len(path) - num_known))
+            # A branch waits for the one of this call that adds its parent.
+            place = bisect_right(starts, parent)
+            level = level_of_start[place - 1] + 1 if place else 0
+            if num_known < len(path):
+                starts.append(path[num_known])
+                level_of_start.append(level)
             if level == len(levels):
                 levels.append([])
             levels[level].append(_Branch(path, tokens, num_new))
@@ -117,9 +121,9 @@ class PrefixTree:
         place = bisect_left(self._sequences, sequence)
         num_known, path = 0, array("q")
         for neighbour in self._sequences[max(place - 1, 0) : place + 1]:
-            least = (num_known + 1) * tokens.itemsize
-            if sequence[:least] == neighbour[:least]:
-                num_known = _num_shared(sequence, neighbour) // tokens.itemsize
+            known = num_known * tokens.itemsize
+            if neighbour.startswith(sequence[: known + tokens.itemsize]):
+                num_known += _num_shared(sequence[known:], neighbour[known:]) // tokens.itemsize
                 path = self._paths[neighbour][:num_known]
         num_added = len(tokens) - num_known
         path.extend(range(self._num_nodes, self._num_nodes + num_added))
@@ -161,7 +165,7 @@ class PrefixTree:
         may_look = (columns >= starts)[:, None] & (columns <= new_columns[:, None])
         self._memory.aim(self._tensor(paths), self._tensor(new_nodes))
         scores = self._model.forward_cached(
-            input_ids=self._tensor(ids).long(),
+            input_ids=self._tensor(ids),
             position_ids=self._tensor(positions),
             may_look=self._tensor(may_look),
             cache=self._memory,
