@@ -32,19 +32,21 @@ SPECIAL_TOKENS = {
 def tiny_tokenizer(texts: Iterable[str], *, has_mask: bool) -> PreTrainedTokenizerFast:
     """Return a WordPiece tokenizer trained on some texts; encoders have a mask token, causal models none."""
     special = SPECIAL_TOKENS | ({"mask_token": "[MASK]"} if has_mask else {})
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    texts = [*texts, " yes no yes no"]
+    # The trainer numbers letters within words in another order in every process, and breaks ties by number.
+    letters = [f"##{letter}" for letter in sorted(set().union(*texts)) if not letter.isspace()]
     trainer = trainers.WordPieceTrainer(
-        vocab_size=2000,
-        special_tokens=list(special.values()),
-        show_progress=False,
-        initial_alphabet=list("yesno"),
+        vocab_size=2000, special_tokens=[*special.values(), *letters], show_progress=False
     )
-    tokenizer.train_from_iterator([*texts, " yes no yes no"], trainer)
-    # The trainer numbers its tokens anew in every process.
-    found = [*special.values(), *sorted(tokenizer.get_vocab().keys() - set(special.values()))]
-    tokenizer.model = models.WordPiece(dict(zip(found, range(len(found)), strict=True)), unk_token="[UNK]")
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    taught = _word_pieces(None)
+    taught.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=_word_pieces(taught.get_vocab()), **special)
+
+
+def _word_pieces(vocabulary: dict[str, int] | None) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
 
 
 def tiny_writer_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:

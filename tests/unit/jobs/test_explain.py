@@ -375,7 +375,7 @@ def test_a_long_document_is_shown_as_far_as_the_budget_allows(job) -> None:
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     with_words = _placements(job)[0]
     long = replace(with_words, document=Document("d1", "sea ice " * 1_000))
-    for budget in (200, 300, 400):
+    for budget in (250, 300, 400):
         tight = replace(job, max_model_tokens=budget + job.max_new_tokens)
         (request,) = engine_requests([long], tight, tokenizer=tokenizer)
         assert 0.75 * budget < len(request.prompt_token_ids) <= budget
