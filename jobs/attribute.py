@@ -37,6 +37,7 @@ from jobs.progress import shard_progress
 from jobs.rank_flips import rank_flip
 from jobs.ray_session import Need, device_here, device_share, ray_session, require, require_shared
 from jobs.reuse import check_reusable, reusable_attributions
+from jobs.run_folders import long_documents_of
 from jobs.shards import (
     ActorPool,
     Key,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
     from jobs.config import AttributeJob
     from rerank_core.attribution.rank_flip import RankFlip
+    from rerank_core.models.scorer import LongDocuments
     from rerank_core.records import Attribution, Document, Query, Run
 
 logger = logging.getLogger("whyrank.attribute")
@@ -91,6 +93,7 @@ def run_attribute(config: AttributeJob) -> AttributeResult:
         **text_digests(config.prepared),
         "artefact": artefact_digest(config.artefact),
         "run": folder_digest(config.run, patterns=SHARDS),
+        "long_documents": long_documents_of(config.run),
     }
     with opened_output(config.output, job="attribute", config=config, inputs=inputs) as state:
         if state == "finished":
@@ -221,6 +224,7 @@ def _attribute_pending(config: AttributeJob, keys: Sequence[Key]) -> None:
                 "prepared": str(config.prepared.resolve()),
                 "artefact": str(config.artefact.resolve()),
                 "output": str(config.output.resolve()),
+                "long_documents": long_documents_of(config.run),
                 "settings": attributor_settings(config),
                 "audit_share": config.audit_share,
                 "seed": config.seed,
@@ -259,18 +263,19 @@ class AttributeWorker:
         settings: Mapping[str, Any],
         audit_share: float,
         seed: int,
+        long_documents: LongDocuments = "truncate",
         reuse: Sequence[str] = (),
         run: str | None = None,
         query_words: bool = False,
     ) -> None:
-        """`settings` are those of `build_attributor`; of the folders `reuse` attributions are taken over.
+        """`long_documents` is how the run was scored, `settings` are those of `build_attributor`.
 
-        With a `run` the few words are searched that hold each document at its rank there; with `query_words`
-        the query's words are attributed too.
+        Of the folders `reuse` attributions are taken over. With a `run` the few words are searched that hold
+        each document at its rank there; with `query_words` the query's words are attributed too.
         """
         self._documents = read_documents(Path(prepared) / "corpus.parquet")
         self._queries = read_queries(Path(prepared) / "queries.parquet")
-        self._scorer = load_artefact(Path(artefact), device=device_here())
+        self._scorer = load_artefact(Path(artefact), device=device_here(), long_documents=long_documents)
         self._attributor = build_attributor(self._scorer, **settings)
         unbounded = {**settings, "max_evals": MAX_EVALS, "max_error": 0.0}
         self._exactly = build_attributor(self._scorer, **unbounded)

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.manifest import SHARDS, folder_digest, other_inputs, require_finished, text_digests
-from jobs.run_folders import checked_fold
+from jobs.run_folders import checked_fold, long_documents_of
 from rerank_core.errors import ConfigError
 from rerank_core.models.artefact import artefact_digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from rerank_core.models.scorer import LongDocuments
 
 ATTRIBUTOR_SETTINGS = ("method", "max_evals", "max_error", "leaf")
 """The settings of `whyrank attribute` that are arguments of `build_attributor`."""
@@ -27,6 +29,7 @@ class AttributionFolder:
     artefact: Path
     run: Path
     fold: int
+    long_documents: LongDocuments  # as its run was scored
     settings: Mapping[str, Any]  # of `build_attributor`
     seed: int
 
@@ -71,6 +74,7 @@ def _checked(name: str, folder: Path, *, prepared: Path) -> AttributionFolder:
         artefact=artefact,
         run=run,
         fold=checked_fold(name, run, prepared=prepared),
+        long_documents=long_documents_of(run),
         settings={setting: config[setting] for setting in ATTRIBUTOR_SETTINGS},
         seed=config["seed"],
     )

@@ -99,6 +99,9 @@ class ScoreJob:
     """Queries in one shard: what is redone after a kill."""
     max_tokens_per_batch: int = 8192
     """Padded tokens in one model call."""
+    long_documents: Literal["truncate", "max_chunk"] = "truncate"
+    """What becomes of a document that does not fit next to its query: its end is cut, or it is read in chunks
+    and has the score of the best one, whose words `whyrank attribute` then attributes."""
     num_workers: int = field(default=1, metadata=PLACE)
     """Scoring actors."""
     address: str | None = field(default=None, metadata=PLACE)

@@ -19,6 +19,7 @@ from rerank_core.attribution.contract import document_seed
 from rerank_core.attribution.deletion import CoalitionScores, Deletion, word_spans
 from rerank_core.attribution.masking import TokenMasker
 from rerank_core.attribution.table import read_attributions
+from rerank_core.attribution.words import Part
 from rerank_core.data.splits import members
 from rerank_core.errors import ConfigError, DataError
 from rerank_core.evaluation.deletion_curves import measure_curves
@@ -148,7 +149,7 @@ def _measured_folder(
     ]
     if not attributions:
         raise DataError(f"{folder.folder} attributes no document of a test query of fold {folder.fold}")
-    scorer = load_artefact(folder.artefact)
+    scorer = load_artefact(folder.artefact, long_documents=folder.long_documents)
     attributor = build_attributor(scorer, **folder.settings)
     model = _Model(scorer, read_run(folder.run, folder.name), attributor, folder.seed)
     num_seen: dict[str, int] = {}
@@ -165,8 +166,8 @@ def _measured_document(  # noqa: PLR0913 - a document, its model, and how closel
     name: str, attribution: Attribution, model: _Model, *, texts: _Texts, is_close: bool, seed: int
 ) -> _Found:
     query, document = texts.queries[attribution.query_id], texts.documents[attribution.doc_id]
-    visible = model.scorer.visible_content(query, document)
-    masked = TokenMasker(model.scorer.tokenizer).masked(visible, word_spans(attribution, document))
+    part = Part.at(model.scorer.visible_span(query, document), document)
+    masked = TokenMasker(model.scorer.tokenizer).masked(part.text, word_spans(attribution, part))
     deletion = Deletion(query, masked, attribution.score, rival_scores(model.run, attribution))
     worths = CoalitionScores(deletion, NearCopies(model.scorer))
     orders = _orders(attribution, query, lexical=texts.lexical, seed=seed)
@@ -178,7 +179,7 @@ def _measured_document(  # noqa: PLR0913 - a document, its model, and how closel
         stability = measure_stability(
             query,
             document,
-            visible=visible,
+            visible=part.text,
             attributor=model.attributor,
             seed=model.seed,
             documents=list(texts.documents.values()),

@@ -30,7 +30,7 @@ def check_reusable(config: AttributeJob, *, inputs: Mapping[str, str]) -> None:
     """
     for folder in config.reuse:
         earlier = require_finished(folder, job="attribute")
-        decisive = {name: inputs[name] for name in ("artefact", "corpus", "queries")}
+        decisive = {name: inputs[name] for name in ("artefact", "corpus", "queries", "long_documents")}
         different = [
             *other_inputs(earlier, decisive),
             *(name for name in SETTINGS if earlier["config"].get(name) != getattr(config, name)),

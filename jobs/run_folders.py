@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rerank_core.data.splits import Fold
+    from rerank_core.models.scorer import LongDocuments
     from rerank_core.records import Candidate, Qrels, Ranking
 
 logger = logging.getLogger("whyrank.runs")
@@ -42,6 +43,12 @@ class NamedRun:
     name: str
     rankings_by_fold: Mapping[int, Mapping[str, Ranking]]
     num_quarantined: int
+
+
+def long_documents_of(run: Path) -> LongDocuments:
+    """Return what a finished run made of documents that did not fit: what explains it has to do the same."""
+    rule: LongDocuments = require_finished(run, job="score")["config"].get("long_documents", "truncate")
+    return rule
 
 
 def checked_fold(name: str, folder: Path, *, prepared: Path) -> int:

@@ -36,12 +36,14 @@ from rerank_core.formats import (
     write_trec_run,
 )
 from rerank_core.models.artefact import artefact_digest, check_artefact, load_artefact
+from rerank_core.models.scorer import best_reading
 from rerank_core.ranking.contract import rank
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from jobs.config import ScoreJob
+    from rerank_core.models.scorer import LongDocuments, Reading
     from rerank_core.records import Candidate
 
 logger = logging.getLogger("whyrank.score")
@@ -171,19 +173,31 @@ def _worker_arguments(config: ScoreJob) -> dict[str, Any]:
         "artefact": str(config.artefact.resolve()),
         "output": str(config.output.resolve()),
         "max_tokens_per_batch": config.max_tokens_per_batch,
+        "long_documents": config.long_documents,
     }
 
 
 class ScoreWorker:
     """Scores the candidates of a shard's queries and commits them; built once per actor."""
 
-    def __init__(self, *, prepared: str, artefact: str, output: str, max_tokens_per_batch: int) -> None:
+    def __init__(
+        self,
+        *,
+        prepared: str,
+        artefact: str,
+        output: str,
+        max_tokens_per_batch: int,
+        long_documents: LongDocuments = "truncate",
+    ) -> None:
         folder = Path(prepared)
         documents = read_documents(folder / "corpus.parquet")
         self._queries = read_queries(folder / "queries.parquet")
         self._candidates = read_candidates(folder / "candidates.parquet", documents)
         self._scorer = load_artefact(
-            Path(artefact), device=device_here(), max_tokens_per_batch=max_tokens_per_batch
+            Path(artefact),
+            device=device_here(),
+            max_tokens_per_batch=max_tokens_per_batch,
+            long_documents=long_documents,
         )
         self._output = Path(output)
 
@@ -191,11 +205,11 @@ class ScoreWorker:
         query_ids = [query_id for (query_id,) in shard.keys]
         lists = [(query_id, self._candidates[query_id]) for query_id in query_ids]
         pairs = [
-            self._scorer.encoder.encode(self._queries[query_id], candidate.document)
+            (self._queries[query_id], candidate.document)
             for query_id, candidates in lists
             for candidate in candidates
         ]
-        scored = zip(self._scorer.score_encoded(pairs), (pair.is_truncated for pair in pairs), strict=True)
+        scored = map(score_and_cut, self._scorer.readings(pairs))
         rows: list[tuple[object, ...]] = []
         quarantined: list[Quarantined] = []
         for query_id, candidates in lists:
@@ -207,6 +221,11 @@ class ScoreWorker:
         table = table_of(rows, RUN_COLUMNS)
         commit_shard(self._output, shard, table, key_columns=("query_id",), quarantined=quarantined)
         return len(rows)
+
+
+def score_and_cut(readings: Sequence[Reading]) -> tuple[float, bool]:
+    """Return a document's score, and whether something of it, or of the query, was not read at all."""
+    return best_reading(readings).score, any(reading.is_truncated for reading in readings)
 
 
 def ranked_rows(

@@ -24,9 +24,9 @@ class OverlapScorer:
         wanted = _word_forms(query.text)
         return [float(len(wanted & _word_forms(document.content))) for document in documents]
 
-    def visible_content(self, query: Query, document: Document) -> str:
-        """Return all of the document's content: nothing is cut."""
-        return document.content
+    def visible_span(self, query: Query, document: Document) -> tuple[int, int]:
+        """Return all characters of the document's content: nothing is cut."""
+        return 0, len(document.content)
 
     def visible_query(self, query: Query) -> str:
         """Return all of the query's text: nothing is cut."""
@@ -49,9 +49,9 @@ class AdditiveScorer:
             for document in documents
         ]
 
-    def visible_content(self, query: Query, document: Document) -> str:
-        """Return all of the document's content: nothing is cut."""
-        return document.content
+    def visible_span(self, query: Query, document: Document) -> tuple[int, int]:
+        """Return all characters of the document's content: nothing is cut."""
+        return 0, len(document.content)
 
     def visible_query(self, query: Query) -> str:
         """Return all of the query's text: nothing is cut."""

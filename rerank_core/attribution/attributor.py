@@ -10,6 +10,7 @@ from rerank_core.attribution.contract import AttributableScorer, TextScorer, doc
 from rerank_core.attribution.leaves import Leaf, attributed_units, leaf_spans
 from rerank_core.attribution.masking import MaskedText, TokenMasker
 from rerank_core.attribution.search import SearchResult, run_searches
+from rerank_core.attribution.words import Part
 from rerank_core.errors import DataError
 from rerank_core.records import Attribution, Document, Query, Unit
 
@@ -106,30 +107,26 @@ class SearchAttributor:
         ]
 
     def _document_game(self, query: Query, document: Document, score: float) -> _Game:
-        visible = self._scorer.visible_content(query, document)
-        assert document.content.startswith(visible), (
-            "visible_content must return a prefix of the document's content"
-        )
-        masked = self._masked(self._leaf, visible, document)
-        return _Game(query, document, score, masked, self._leaf, played=document)
+        part = Part.at(self._scorer.visible_span(query, document), document)
+        return _Game(query, document, score, self._masked(self._leaf, part), self._leaf, part)
 
     def _query_game(self, query: Query, document: Document, score: float) -> _Game:
         visible = self._scorer.visible_query(query)
         assert query.text.startswith(visible), "visible_query must return a prefix of the query's text"
         leaf: Leaf = "token" if self._leaf == "token" else "word"  # a query has no larger parts
-        played = Document("", query.text)
-        masked = self._masked(leaf, visible, played)
-        beside = self._scorer.visible_content(query, document)
-        return _Game(query, document, score, masked, leaf, played=played, beside=beside, is_of_query=True)
+        part = Part(Document("", query.text), 0, visible)
+        beside = Part.at(self._scorer.visible_span(query, document), document).text
+        masked = self._masked(leaf, part)
+        return _Game(query, document, score, masked, leaf, part, beside=beside, is_of_query=True)
 
-    def _masked(self, leaf: Leaf, visible: str, document: Document) -> MaskedText:
+    def _masked(self, leaf: Leaf, part: Part) -> MaskedText:
         """Return what the scorer reads of a document as a game of its leaves."""
         if leaf != "token":
-            return self._masker.masked(visible, leaf_spans(leaf, visible, document))
-        spans = self._masker.spans(visible)
+            return self._masker.masked(part.text, leaf_spans(leaf, part))
+        spans = self._masker.spans(part.text)
         if not self._estimator.has_special_players:
             spans = [span for span in spans if span[0] < span[1]]
-        return self._masker.masked(visible, spans)
+        return self._masker.masked(part.text, spans)
 
     def _attribution(self, game: _Game, result: SearchResult | None, *, seed: int) -> Attribution:
         if result is None:
@@ -146,7 +143,7 @@ class SearchAttributor:
             num_evals=1 + result.num_evals,
             residual=residual(game.score, result.base_value, values),
             seed=seed,
-            is_truncated=game.masked.text != game.played.content,
+            is_truncated=not game.part.is_whole,
             error=result.error,
         )
 
@@ -160,7 +157,7 @@ class _Game:
     score: float
     masked: MaskedText
     leaf: Leaf
-    played: Document  # the document itself, or the query as one
+    part: Part  # what is read of the document, or of the query as one
     beside: str = ""  # the document's text as read next to the whole query, where the query is played
     is_of_query: bool = False
 
@@ -173,10 +170,9 @@ class _Game:
 
     def units(self, values: Sequence[float]) -> tuple[tuple[Unit, ...], tuple[float, ...]]:
         """Return the units with their values, from those of the leaves."""
-        spans, visible = self.masked.spans, self.masked.text
-        if not visible.strip():
+        if not self.part.text.strip():
             return (), ()
-        units, values = attributed_units(self.leaf, spans, values, document=self.played, visible=visible)
+        units, values = attributed_units(self.leaf, self.masked.spans, values, self.part)
         if self.is_of_query:
             units = tuple(replace(unit, field="query") for unit in units)
         return units, values

@@ -13,6 +13,7 @@ from rerank_core.protocols import Scorer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rerank_core.attribution.words import Span
     from rerank_core.records import Attribution, Document, Query
 
 RESIDUAL_LIMIT = 1e-4
@@ -20,10 +21,13 @@ RESIDUAL_LIMIT = 1e-4
 
 
 class AttributableScorer(Scorer, Protocol):
-    """A scorer that says how much of a text it reads: a word that it never sees has no value."""
+    """A scorer that says what it reads of a text: a word that it never sees has no value."""
 
-    def visible_content(self, query: Query, document: Document) -> str:
-        """Return the part of `document.content`, from its start, that the scorer reads next to this query."""
+    def visible_span(self, query: Query, document: Document) -> Span:
+        """Return the characters of `document.content` that the scorer reads next to this query.
+
+        Scored alone, what stands there has the document's score.
+        """
         ...
 
     def visible_query(self, query: Query) -> str:

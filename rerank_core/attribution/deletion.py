@@ -12,7 +12,8 @@ from rerank_core.errors import DataError
 if TYPE_CHECKING:
     from rerank_core.attribution.contract import TextScorer
     from rerank_core.attribution.masking import MaskedText
-    from rerank_core.records import Attribution, Document, Query
+    from rerank_core.attribution.words import Part, Span
+    from rerank_core.records import Attribution, Query
 
 Worths = Callable[[Sequence[int]], Sequence[float]]
 """The scores of what is left of a document for coalitions of its words."""
@@ -28,13 +29,12 @@ class Deletion:
     rivals: tuple[float, ...]
 
 
-def word_spans(attribution: Attribution, document: Document) -> list[tuple[int, int]]:
-    """Return where an attribution's units lie in `document.content`."""
-    text_start = len(document.content) - len(document.text)
+def word_spans(attribution: Attribution, part: Part) -> list[Span]:
+    """Return where an attribution's units lie in the part of the document that the scorer reads."""
     return [
         (unit.start + shift, unit.end + shift)
         for unit in attribution.units
-        for shift in [text_start if unit.field == "text" else 0]
+        for shift in [part.text_start if unit.field == "text" else -part.start]
     ]
 
 

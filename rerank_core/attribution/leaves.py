@@ -6,13 +6,13 @@ import re
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
-from rerank_core.attribution.words import Span, merge_into_words, units_at
+from rerank_core.attribution.words import Part, Span, merge_into_words, units_at
 from rerank_core.text import words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rerank_core.records import Document, Unit
+    from rerank_core.records import Unit
 
 Leaf = Literal["token", "word", "sentence", "field"]
 """Tokens are summed into words afterwards; words, sentences and fields are units as they are."""
@@ -23,36 +23,35 @@ _SENTENCE_STARTS = re.compile(
 )
 
 
-def leaf_spans(leaf: Literal["word", "sentence", "field"], visible: str, document: Document) -> list[Span]:
-    """Return the characters of each leaf of the visible part of a document, from left to right.
+def leaf_spans(leaf: Literal["word", "sentence", "field"], part: Part) -> list[Span]:
+    """Return the characters of each leaf of a part of a document, from left to right.
 
     A leaf lies in one field. Text that is no leaf's own, such as white space, goes with the leaf before it.
     """
     if leaf == "word":
-        return [(word.start, word.end) for word in words(visible)]
-    fields = _fields(visible, document)
-    return fields if leaf == "field" else [span for field in fields for span in _sentences(visible, field)]
+        return [(word.start, word.end) for word in words(part.text)]
+    fields = _fields(part)
+    return fields if leaf == "field" else [span for field in fields for span in _sentences(part.text, field)]
 
 
 def attributed_units(
-    leaf: Leaf, spans: Sequence[Span], values: Sequence[float], *, document: Document, visible: str
+    leaf: Leaf, spans: Sequence[Span], values: Sequence[float], part: Part
 ) -> tuple[tuple[Unit, ...], tuple[float, ...]]:
-    """Return the units of a document with their values, from those of the leaves that were switched."""
+    """Return the units of a part of a document with their values, from those of the leaves."""
     if leaf == "token":
-        return merge_into_words(spans, values, document=document, visible=visible)
-    return units_at(spans, document=document, visible=visible), tuple(values)
+        return merge_into_words(spans, values, part)
+    return units_at(spans, part), tuple(values)
 
 
-def _fields(visible: str, document: Document) -> list[Span]:
-    text_start = len(document.content) - len(document.text)
-    cuts = sorted({0, min(text_start, len(visible)), len(visible)})
-    return [_stripped(visible, span) for span in pairwise(cuts) if visible[slice(*span)].strip()]
+def _fields(part: Part) -> list[Span]:
+    cuts = sorted({0, min(max(part.text_start, 0), len(part.text)), len(part.text)})
+    return [_stripped(part.text, span) for span in pairwise(cuts) if part.text[slice(*span)].strip()]
 
 
-def _sentences(visible: str, field: Span) -> list[Span]:
+def _sentences(text: str, field: Span) -> list[Span]:
     start, end = field
-    cuts = [start, *(start + match.end() for match in _SENTENCE_STARTS.finditer(visible[start:end])), end]
-    return [_stripped(visible, span) for span in pairwise(cuts) if visible[slice(*span)].strip()]
+    cuts = [start, *(start + match.end() for match in _SENTENCE_STARTS.finditer(text[start:end])), end]
+    return [_stripped(text, span) for span in pairwise(cuts) if text[slice(*span)].strip()]
 
 
 def _stripped(text: str, span: Span) -> Span:

@@ -12,7 +12,7 @@ from shap.maskers import Text
 
 from rerank_core.attribution.contract import AttributableScorer, check_evals, document_seed, residual
 from rerank_core.attribution.masking import MaskedText, TokenMasker
-from rerank_core.attribution.words import Span, merge_into_words
+from rerank_core.attribution.words import Part, Span, merge_into_words
 from rerank_core.errors import ConfigError, DataError
 from rerank_core.records import Attribution, Document, Query, Unit
 
@@ -72,14 +72,14 @@ class ShapAttributor:
             raise DataError(
                 f"query {query.query_id!r}, document {document.doc_id!r}: the score is {score}, not a number"
             )
-        visible = self._visible_content(query, document)
+        part = Part.at(self._scorer.visible_span(query, document), document)
         game = _MaskedDocument(self._scorer, query, doc_id=document.doc_id)
         base_value, units, values = score, tuple[Unit, ...](), tuple[float, ...]()
-        if visible.strip():
-            spans = self._masker.spans(visible)
+        if part.text.strip():
+            spans = self._masker.spans(part.text)
             own_seed = document_seed(seed, query.query_id, doc_id=document.doc_id)
-            base_value, token_values = self._token_values(game, spans, visible=visible, seed=own_seed)
-            units, values = merge_into_words(spans, token_values, document=document, visible=visible)
+            base_value, token_values = self._token_values(game, spans, visible=part.text, seed=own_seed)
+            units, values = merge_into_words(spans, token_values, part)
         return Attribution(
             query_id=query.query_id,
             doc_id=document.doc_id,
@@ -91,15 +91,8 @@ class ShapAttributor:
             num_evals=1 + game.num_evals,
             residual=residual(score, base_value, values),
             seed=seed,
-            is_truncated=visible != document.content,
+            is_truncated=not part.is_whole,
         )
-
-    def _visible_content(self, query: Query, document: Document) -> str:
-        visible = self._scorer.visible_content(query, document)
-        assert document.content.startswith(visible), (
-            "visible_content must return a prefix of the document's content"
-        )
-        return visible
 
     def _token_values(
         self, game: _MaskedDocument, spans: Sequence[Span], *, visible: str, seed: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rerank_core.records import Document, Unit
@@ -14,34 +15,56 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 
 
-def merge_into_words(
-    spans: Sequence[Span], values: Sequence[float], *, document: Document, visible: str
-) -> tuple[tuple[Unit, ...], tuple[float, ...]]:
-    """Return the words of the visible part of a document, each with the sum of its sub-words' values.
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The part of a document that a scorer reads: some characters of its content."""
 
-    `spans[i]` are the characters of sub-word i in `visible`, which is a prefix of `document.content` with
-    something else than white space in it; sub-words stand in the order of the text. Each goes to exactly one
+    document: Document
+    start: int
+    text: str
+
+    @classmethod
+    def at(cls, span: Span, document: Document) -> Part:
+        """Return the part at some characters of the content."""
+        return cls(document, span[0], document.content[slice(*span)])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the scorer reads all of the document."""
+        return self.text == self.document.content
+
+    @property
+    def text_start(self) -> int:
+        """Where in the part the document's text begins, behind its title: outside it, if not within."""
+        return len(self.document.content) - len(self.document.text) - self.start
+
+
+def merge_into_words(
+    spans: Sequence[Span], values: Sequence[float], part: Part
+) -> tuple[tuple[Unit, ...], tuple[float, ...]]:
+    """Return the words of a part of a document, each with the sum of its sub-words' values.
+
+    `spans[i]` are the characters of sub-word i in the part, which has something else than white space in it;
+    sub-words stand in the order of the text. Each goes to exactly one
     word, so the sum is kept: punctuation to the nearest word, an empty span (a special token) to the word of
     the sub-word before it, or after it at the start. A text without any word is cut at white space instead. A
     word without sub-words has the value 0.
     """
-    found = words(visible)
+    found = words(part.text)
     if found:
-        owners = tokens_to_words(spans, visible)
+        owners = tokens_to_words(spans, part.text)
     else:
-        found = [Word(match.group(), match.start(), match.end()) for match in re.finditer(r"\S+", visible)]
+        found = [Word(match.group(), match.start(), match.end()) for match in re.finditer(r"\S+", part.text)]
         owners = [_run_of(span, found) for span in spans]
     sums = [0.0] * len(found)
     for owner, value in zip(_filled(owners), values, strict=True):
         sums[owner] += value
-    return units_at([(word.start, word.end) for word in found], document=document, visible=visible), tuple(
-        sums
-    )
+    return units_at([(word.start, word.end) for word in found], part), tuple(sums)
 
 
-def units_at(spans: Sequence[Span], *, document: Document, visible: str) -> tuple[Unit, ...]:
-    """Return the units that lie at some characters of `visible`, each within one field of the document."""
-    return tuple(_unit(Word(visible[start:end], start, end), document) for start, end in spans)
+def units_at(spans: Sequence[Span], part: Part) -> tuple[Unit, ...]:
+    """Return the units that lie at some characters of a part, each within one field of the document."""
+    return tuple(_unit(start, end, part) for start, end in spans)
 
 
 def _run_of(span: Span, runs: Sequence[Word]) -> int:
@@ -57,8 +80,7 @@ def _filled(owners: Sequence[int]) -> Iterator[int]:
         yield last
 
 
-def _unit(word: Word, document: Document) -> Unit:
-    text_start = len(document.content) - len(document.text)
-    if word.start < text_start:
-        return Unit(word.text, word.start, word.end, field="title")
-    return Unit(word.text, word.start - text_start, word.end - text_start, field="text")
+def _unit(start: int, end: int, part: Part) -> Unit:
+    if start < part.text_start:
+        return Unit(part.text[start:end], start + part.start, end + part.start, field="title")
+    return Unit(part.text[start:end], start - part.text_start, end - part.text_start, field="text")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rerank_core.errors import DataError
-from rerank_core.text import normalise
+from rerank_core.text import normalise, words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,13 +29,13 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class HeatMap:
-    """A document cut into segments that together spell what the scorer read of it."""
+    """A document cut into segments that together spell the part of it whose score it has."""
 
     title: tuple[Segment, ...]
     text: tuple[Segment, ...]
     title_sum: float
     text_sum: float
-    num_unread: int  # characters after the last one that the scorer read
+    num_outside: int  # characters before and behind the part whose score is the document's
 
 
 def largest_value(attribution: Attribution) -> float:
@@ -62,21 +62,17 @@ def heat_map(
     order = sorted(range(len(attribution.values)), key=lambda i: (-abs(attribution.values[i]), i))
     strong = frozenset(i for i in order[:NUM_STRONG] if attribution.values[i] != 0)
     marks = _Marks(scale=scale, strong=strong, cited=frozenset(map(normalise, cited)))
-    title, title_read = _segments(attribution, document.title, field="title", marks=marks)
-    text, text_read = _segments(attribution, document.text, field="text", marks=marks)
-    unread = 0
+    title = _segments(attribution, document.title, field="title", marks=marks)
+    text = _segments(attribution, document.text, field="text", marks=marks)
     if attribution.is_truncated:
-        unread = len(document.text) - text_read
-        text = _without_rest(text)
-        if text_read == 0:
-            unread += len(document.title) - title_read
-            title = _without_rest(title)
+        title, text = _read_part(title, text)
+    num_shown = sum(len(segment.text) for segment in (*title, *text))
     return HeatMap(
         title=title,
         text=text,
         title_sum=_field_sum(attribution, "title"),
         text_sum=_field_sum(attribution, "text"),
-        num_unread=unread,
+        num_outside=len(document.title) + len(document.text) - num_shown,
     )
 
 
@@ -88,7 +84,7 @@ def query_segments(attribution: Attribution, query: Query) -> tuple[Segment, ...
     """
     strong = frozenset(i for i, value in enumerate(attribution.values) if value != 0)
     marks = _Marks(scale=largest_value(attribution), strong=strong, cited=frozenset())
-    segments, _ = _segments(attribution, query.text, field="query", marks=marks)
+    segments = _segments(attribution, query.text, field="query", marks=marks)
     return _without_rest(segments) if attribution.is_truncated else segments
 
 
@@ -106,8 +102,8 @@ def _field_sum(attribution: Attribution, field: TextField) -> float:
 
 def _segments(
     attribution: Attribution, content: str, *, field: TextField, marks: _Marks
-) -> tuple[tuple[Segment, ...], int]:
-    """Return the segments that spell `content`, and where its last unit ends (0 without units)."""
+) -> tuple[Segment, ...]:
+    """Return the segments that spell `content`."""
     indices = [i for i, unit in enumerate(attribution.units) if unit.field == field]
     segments: list[Segment] = []
     position = 0
@@ -128,7 +124,27 @@ def _segments(
         position = unit.end
     if position < len(content):
         segments.append(Segment(content[position:]))
-    return tuple(segments), position
+    return tuple(segments)
+
+
+def _read_part(
+    title: tuple[Segment, ...], text: tuple[Segment, ...]
+) -> tuple[tuple[Segment, ...], tuple[Segment, ...]]:
+    """Return title and text without what stands before the first unit and behind the last one."""
+    if not _has_units(title):
+        return (), _without_start(_without_rest(text)) if _has_units(text) else ()
+    if not _has_units(text):
+        return _without_start(_without_rest(title)), ()
+    return _without_start(title), _without_rest(text)
+
+
+def _has_units(segments: tuple[Segment, ...]) -> bool:
+    return any(segment.value is not None for segment in segments)
+
+
+def _without_start(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """Return segments without words that are no units; punctuation may stand before the first unit."""
+    return segments[1:] if segments[0].value is None and words(segments[0].text) else segments
 
 
 def _without_rest(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:

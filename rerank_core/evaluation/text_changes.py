@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rerank_core.attribution.leaves import leaf_spans
+from rerank_core.attribution.words import Part
 from rerank_core.errors import DataError
 from rerank_core.text import words
 
@@ -86,7 +87,7 @@ def unrelated_sentence(
         other = documents[int(place)]
         if other.doc_id == document.doc_id:
             continue
-        for start, end in leaf_spans("sentence", other.content, other):
+        for start, end in leaf_spans("sentence", Part.at((0, len(other.content)), other)):
             found = [word.text for word in words(other.content[start:end])]
             is_fit = SENTENCE_WORDS[0] <= len(found) <= SENTENCE_WORDS[1]
             if is_fit and not any(lexical.word_weights(query, found)):

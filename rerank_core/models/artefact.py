@@ -36,6 +36,7 @@ from rerank_core.models.pretrained import check_model_folder
 from rerank_core.models.scorer import (
     HeadKind,
     LanguageModelScorer,
+    LongDocuments,
     PairEncoder,
     Pooling,
     PromptFormat,
@@ -141,9 +142,15 @@ def _golden_rows(scorer: LanguageModelScorer, pairs: Sequence[tuple[Query, Docum
 
 
 def load_artefact(
-    folder: Path, *, device: str = "cpu", max_tokens_per_batch: int = 8192
+    folder: Path,
+    *,
+    device: str = "cpu",
+    max_tokens_per_batch: int = 8192,
+    long_documents: LongDocuments = "truncate",
 ) -> LanguageModelScorer:
     """Return the scorer of an artefact, after its golden pairs have been scored again.
+
+    The golden pairs, and a calibration, are of truncated documents, as those in training are.
 
     Raises:
         ArtefactError: a file is missing, broken, unsafe, of another format, or a golden score differs.
@@ -157,7 +164,11 @@ def load_artefact(
         ) from error
     model = _load_model(folder, spec).to(device)
     scorer = LanguageModelScorer(
-        model, encoder, digest=artefact_digest(folder), max_tokens_per_batch=max_tokens_per_batch
+        model,
+        encoder,
+        digest=artefact_digest(folder),
+        max_tokens_per_batch=max_tokens_per_batch,
+        long_documents=long_documents,
     )
     _check_golden(scorer, folder / "golden.jsonl", tolerance=spec.tolerance["fp32"])
     return scorer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass
 from string import Formatter
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,17 +12,25 @@ import torch
 from torch import Tensor, nn
 
 from rerank_core.errors import ConfigError
+from rerank_core.models.chunks import chunk_spans
 from rerank_core.models.prefix_scorer import can_share_prefix, pack, packed_mask, prefix_rows, row_length
+from rerank_core.records import Document
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-    from rerank_core.records import Document, Query
+    from rerank_core.models.chunks import Span
+    from rerank_core.records import Query
 
 HeadKind = Literal["linear", "yes_no"]
 Pooling = Literal["last", "product"]
+LongDocuments = Literal["truncate", "max_chunk"]
+"""What becomes of a document that is too long: its end is cut, or it has the score of its best chunk."""
+
+CHUNK_SPARE = 16
+"""One token in so many of a document's room stays free in a chunk: masked, it may take some more."""
 
 PAIR_TEMPLATE = "{cls}{query}{sep}{document}{sep}"
 TEXT_TEMPLATE = "Query: {query}\nDocument: {document}{eos}"
@@ -143,9 +152,18 @@ class PairEncoder:
         return [next(found).ids if not mask or mask not in text else self.text_ids(text) for text in texts]
 
     def visible_content(self, query: Query, document: Document) -> str:
-        """Return the part of the document's content that the model reads next to this query."""
+        """Return the part of the document's content that fits next to this query."""
         pair = self.encode(query, document)
         return self._beginning(document.content, num_tokens=pair.document_end - pair.document_start)
+
+    def chunks(self, query: Query, document: Document) -> list[Span]:
+        """Return the characters of the parts of the content that each fit next to this query."""
+        content = document.content
+        ends = [end for _, end in self._text_tokens(content)]
+        room = self.room(self.head(query))
+        if len(ends) <= room:
+            return [(0, len(content))]
+        return chunk_spans(content, ends, room=max(room - room // CHUNK_SPARE, 1))
 
     def visible_query(self, query: Query) -> str:
         """Return the part of the query's text that the model reads."""
@@ -279,6 +297,11 @@ class SingleNeuronModel(nn.Module):
         return scores
 
 
+def best_reading(readings: Sequence[Reading]) -> Reading:
+    """Return the reading with the highest score, the first of equals; one whose score is no number wins."""
+    return max(readings, key=lambda reading: (math.isnan(reading.score), reading.score))
+
+
 def first_position(backbone: nn.Module) -> int:
     """Return the position of a sequence's first token.
 
@@ -353,16 +376,36 @@ def pair_batches(
             yield indices, pad([pairs[index] for index in indices], pad_id=pad_id)
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A part of a document's content that a scorer has read next to a query, and its score."""
+
+    score: float
+    span: Span  # characters of the content
+    is_truncated: bool  # the end of the part, or of the query, was cut
+
+
 class LanguageModelScorer:
-    """A `Scorer` over a single-neuron model; scores are logits and depend on their own pair alone."""
+    """A `Scorer` over a single-neuron model; scores are logits and depend on their own pair alone.
+
+    With `long_documents` "max_chunk" a document that does not fit is read in chunks (`PairEncoder.chunks`),
+    each scored as a document of its own, and has the score of the best one; training never does this.
+    """
 
     def __init__(
-        self, model: SingleNeuronModel, encoder: PairEncoder, *, digest: str, max_tokens_per_batch: int = 8192
+        self,
+        model: SingleNeuronModel,
+        encoder: PairEncoder,
+        *,
+        digest: str,
+        max_tokens_per_batch: int = 8192,
+        long_documents: LongDocuments = "truncate",
     ) -> None:
         self.model = model.eval()
         self.encoder = encoder
         self.digest = digest
         self.max_tokens_per_batch = max_tokens_per_batch
+        self.long_documents: LongDocuments = long_documents
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -380,7 +423,24 @@ class LanguageModelScorer:
 
     def score_pairs(self, pairs: Sequence[tuple[Query, Document]]) -> list[float]:
         """Return one score per pair, in the order of `pairs`."""
-        return self.score_encoded([self.encoder.encode(query, document) for query, document in pairs])
+        return [best_reading(readings).score for readings in self.readings(pairs)]
+
+    def readings(self, pairs: Sequence[tuple[Query, Document]]) -> list[list[Reading]]:
+        """Return what is read of each pair's document, from left to right: one part, or all its chunks."""
+        parts = [self._parts(query, document) for query, document in pairs]
+        scores = iter(self.score_encoded([pair for own in parts for _, pair in own]))
+        return [[Reading(next(scores), span, pair.is_truncated) for span, pair in own] for own in parts]
+
+    def _parts(self, query: Query, document: Document) -> list[tuple[Span, EncodedPair]]:
+        pair = self.encoder.encode(query, document)
+        is_whole = not pair.is_truncated or self.long_documents == "truncate"
+        spans = [] if is_whole else self.encoder.chunks(query, document)
+        if len(spans) < 2:  # a query can be too long by itself
+            return [((0, len(document.content)), pair)]
+        return [(span, self._encoded_part(query, document, span)) for span in spans]
+
+    def _encoded_part(self, query: Query, document: Document, span: Span) -> EncodedPair:
+        return self.encoder.encode(query, Document(document.doc_id, document.content[slice(*span)]))
 
     def score_encoded(self, pairs: Sequence[EncodedPair]) -> list[float]:
         """Return one score per encoded pair, in the order of `pairs`.
@@ -398,9 +458,16 @@ class LanguageModelScorer:
                 scores[index] = score
         return scores
 
-    def visible_content(self, query: Query, document: Document) -> str:
-        """Return the part of the document's content that the model reads next to this query."""
-        return self.encoder.visible_content(query, document)
+    def visible_span(self, query: Query, document: Document) -> Span:
+        """Return the characters of the document's content whose score is the document's.
+
+        They are all that the model reads next to this query, or the chunk with the highest score.
+        """
+        start, end = (0, len(document.content))
+        if self.long_documents == "max_chunk":
+            start, end = best_reading(self.readings([(query, document)])[0]).span
+        part = Document(document.doc_id, document.content[start:end])
+        return start, start + len(self.encoder.visible_content(query, part))
 
     def visible_query(self, query: Query) -> str:
         """Return the part of the query's text that the model reads."""

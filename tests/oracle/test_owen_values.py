@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from rerank_core.attribution.shap_adapter import ShapAttributor, ShapMasker
 from rerank_core.attribution.shapley import owen_values, shapley_values, tree_from_linkage
-from rerank_core.attribution.words import merge_into_words
+from rerank_core.attribution.words import Part, merge_into_words
 from rerank_core.models.tiny import tiny_tokenizer
 from rerank_core.records import Document, Query
 from rerank_core.testing import AdditiveScorer
@@ -35,8 +35,8 @@ class ChaoticScorer:
         digests = [hashlib.sha256(document.content.encode()).digest() for document in documents]
         return [int.from_bytes(digest[:6], "big") / 2**47 - 1 for digest in digests]
 
-    def visible_content(self, query, document):
-        return document.content
+    def visible_span(self, query, document):
+        return 0, len(document.content)
 
     def visible_query(self, query):
         return query.text
@@ -75,7 +75,7 @@ def test_up_to_eight_tokens_values_equal_brute_force_owen_values(text, tokenizer
     num_players = len(masker.spans(text))
     tree = tree_from_linkage(masker.clustering(text)) if num_players > 1 else 0
     exact = owen_values(_game(scorer, masker, text), tree)
-    units, values = merge_into_words(masker.spans(text), exact, document=document, visible=text)
+    units, values = merge_into_words(masker.spans(text), exact, Part.at((0, len(text)), document))
     assert attribution.units == units
     assert attribution.values == pytest.approx(values, abs=1e-6)
     assert abs(attribution.residual) < 1e-9
@@ -87,7 +87,7 @@ def test_values_of_an_additive_scorer_equal_exact_shapley_values(text, tokenizer
     scorer = AdditiveScorer({"sea": 1.5, "ice": 2.0, "warm": -1.0, "a": 0.5, "h": -0.25})
     (attribution,) = ShapAttributor(scorer, tokenizer, max_evals=5000).attribute(QUERY, [document], seed=0)
     exact = shapley_values(_game(scorer, masker, text), len(masker.spans(text)))
-    _, values = merge_into_words(masker.spans(text), exact, document=document, visible=text)
+    _, values = merge_into_words(masker.spans(text), exact, Part.at((0, len(text)), document))
     assert attribution.values == pytest.approx(values, abs=1e-6)
 
 
@@ -108,6 +108,6 @@ def test_longer_texts_have_the_values_that_shap_gives_by_itself(max_evals, token
     result = stock([text], max_evals=max_evals, silent=True)
     np.random.set_state(state)
     spans = ShapMasker(tokenizer).spans(text)
-    _, values = merge_into_words(spans, result.values[0], document=document, visible=text)
+    _, values = merge_into_words(spans, result.values[0], Part.at((0, len(text)), document))
     assert attribution.base_value == pytest.approx(float(result.base_values[0]), abs=1e-12)
     assert attribution.values == pytest.approx(values, abs=1e-12)

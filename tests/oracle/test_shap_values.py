@@ -8,7 +8,7 @@ from shap.maskers import Text
 
 from rerank_core.attribution.build import build_attributor
 from rerank_core.attribution.contract import document_seed
-from rerank_core.attribution.words import merge_into_words
+from rerank_core.attribution.words import Part, merge_into_words
 from rerank_core.models.build import build_encoder, build_model, load_tokenizer
 from rerank_core.models.scorer import LanguageModelScorer
 from rerank_core.models.tiny import save_tiny_causal, save_tiny_encoder, save_tiny_writer
@@ -39,7 +39,7 @@ def test_partition_gives_the_values_of_shap(scorer, max_evals):
     ours = build_attributor(scorer, "partition", max_evals=max_evals).attribute(QUERY, documents, seed=3)
     for found, document in zip(ours, documents, strict=True):
         theirs, spans = by_shap(scorer, document, max_evals=max_evals)
-        _, values = merge_into_words(spans, theirs, document=document, visible=document.text)
+        _, values = merge_into_words(spans, theirs, Part.at((0, len(document.text)), document))
         limit = 1e-4 * np.abs(theirs).max()
         assert np.abs(np.subtract(found.values, values)).max() <= limit
         assert np.abs(theirs).max() > 0

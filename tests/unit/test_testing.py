@@ -23,7 +23,7 @@ def test_additive_scorer_adds_the_weight_of_every_occurrence():
 @pytest.mark.parametrize("scorer", [OverlapScorer(), AdditiveScorer({})])
 def test_the_fakes_read_the_whole_document(scorer):
     document = Document("a", "ice", title="Sea")
-    assert scorer.visible_content(QUERY, document) == document.content
+    assert scorer.visible_span(QUERY, document) == (0, len(document.content))
 
 
 def test_planted_world_has_one_document_of_each_grade_per_query():

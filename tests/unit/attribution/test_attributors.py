@@ -26,8 +26,8 @@ class CountingScorer(OverlapScorer):
         cut = [Document(d.doc_id, d.content[: self.num_characters]) for d in documents]
         return super().score(query, cut)
 
-    def visible_content(self, query, document):
-        return document.content[: self.num_characters]
+    def visible_span(self, query, document):
+        return 0, min(self.num_characters, len(document.content))
 
     def visible_query(self, query):
         return query.text[: self.num_characters]

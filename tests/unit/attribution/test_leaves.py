@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_core.attribution.leaves import attributed_units, leaf_spans
+from rerank_core.attribution.words import Part
 from rerank_core.records import Document
 
 PIECES = [
@@ -42,18 +43,19 @@ TEXTS = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 )
 def test_sentences_end_where_their_script_ends_them(text, expected):
     document = Document("d", text)
-    assert [text[start:end] for start, end in leaf_spans("sentence", text, document)] == expected
+    assert [text[start:end] for start, end in leaf_spans("sentence", Part(document, 0, text))] == expected
 
 
-@given(title=TEXTS, text=TEXTS, cut=st.integers(0, 80))
+@given(title=TEXTS, text=TEXTS, start=st.integers(0, 80), size=st.integers(0, 80))
 @pytest.mark.parametrize("leaf", ["word", "sentence", "field"])
-def test_leaves_are_exact_slices_of_one_field_from_left_to_right(leaf, title, text, cut):
+def test_leaves_are_exact_slices_of_one_field_from_left_to_right(leaf, title, text, start, size):
     document = Document("d", text, title=title)
-    visible = document.content[: len(document.content) - cut] if cut < len(document.content) else ""
-    spans = leaf_spans(leaf, visible, document)
+    part = Part.at((start, start + size), document)
+    visible = part.text
+    spans = leaf_spans(leaf, part)
     assert all(start < end for start, end in spans)
     assert all(one[1] <= other[0] for one, other in pairwise(spans))
-    units, values = attributed_units(leaf, spans, range(len(spans)), document=document, visible=visible)
+    units, values = attributed_units(leaf, spans, range(len(spans)), part)
     assert values == tuple(range(len(spans)))
     for unit, (start, end) in zip(units, spans, strict=True):
         assert getattr(document, unit.field)[unit.start : unit.end] == unit.text == visible[start:end]

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerank_core.attribution.words import merge_into_words
+from rerank_core.attribution.words import Part, merge_into_words
 from rerank_core.records import Document
 
 
 def _values_by_word(spans, values, document, visible=None):
     visible = document.content if visible is None else visible
-    units, sums = merge_into_words(spans, values, document=document, visible=visible)
+    units, sums = merge_into_words(spans, values, Part(document, 0, visible))
     for unit in units:
         assert getattr(document, unit.field)[unit.start : unit.end] == unit.text
     return list(zip((unit.text for unit in units), sums, strict=True))
@@ -39,7 +39,9 @@ def test_special_tokens_go_to_the_first_and_the_last_word():
 def test_title_and_text_have_their_own_offsets():
     document = Document("d", "sea ice", title="Sea level")
     spans = [(0, 3), (4, 9), (10, 13), (14, 17)]
-    units, values = merge_into_words(spans, [1.0, 2.0, 4.0, 8.0], document=document, visible=document.content)
+    units, values = merge_into_words(
+        spans, [1.0, 2.0, 4.0, 8.0], Part.at((0, len(document.content)), document)
+    )
     assert [(u.field, u.start, u.end, u.text) for u in units] == [
         ("title", 0, 3, "Sea"),
         ("title", 4, 9, "level"),

@@ -6,6 +6,7 @@ from rerank_core.attribution.attributor import PlainTexts, SearchAttributor
 from rerank_core.attribution.deletion import CoalitionScores, Deletion, word_spans
 from rerank_core.attribution.estimators import PrunedOwen
 from rerank_core.attribution.masking import MaskedText
+from rerank_core.attribution.words import Part
 from rerank_core.errors import DataError
 from rerank_core.evaluation.faithfulness import (
     NUM_RANDOM,
@@ -67,7 +68,7 @@ def test_the_order_of_an_attribution_beats_random_orders(rng):
     tokenizer = tiny_tokenizer([DOCUMENT.content], has_mask=False)
     attributor = SearchAttributor(SCORER, tokenizer, PrunedOwen(200))
     (attribution,) = attributor.attribute(QUERY, [DOCUMENT], seed=0)
-    spans = word_spans(attribution, DOCUMENT)
+    spans = word_spans(attribution, Part.at((0, len(DOCUMENT.content)), DOCUMENT))
     assert [DOCUMENT.content[start:end] for start, end in spans] == WORDS
     own, *by_chance = measure(order_of(attribution.values), *random_orders(len(WORDS), rng))
     assert len(by_chance) == NUM_RANDOM

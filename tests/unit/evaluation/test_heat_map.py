@@ -67,12 +67,12 @@ def test_cited_words_are_found_in_any_case() -> None:
     assert [s.text for s in shown.text if s.is_cited] == ["ice", "ICE"]
 
 
-def test_what_the_scorer_does_not_read_is_counted_and_left_out() -> None:
+def test_what_stands_behind_the_part_that_was_read_is_counted_and_left_out() -> None:
     document = Document("d", "one two three four", title="zero")
     read = [u for u in _attribution(document).units if u.text in ("zero", "one", "two")]
     cut = replace(_attribution(document), units=tuple(read), values=(1.0, 1.0, 1.0), is_truncated=True)
     shown = heat_map(cut, document, cited=())
-    assert (_spelled(shown.title), _spelled(shown.text), shown.num_unread) == (
+    assert (_spelled(shown.title), _spelled(shown.text), shown.num_outside) == (
         "zero",
         "one two",
         len(" three four"),
@@ -85,13 +85,22 @@ def test_a_cut_inside_the_title_leaves_the_whole_text_out() -> None:
         _attribution(document), units=(Unit("zero", 0, 4, "title"),), values=(1.0,), is_truncated=True
     )
     shown = heat_map(cut, document, cited=())
-    assert (_spelled(shown.title), shown.text, shown.num_unread) == ("zero", (), len(" more") + len("one"))
+    assert (_spelled(shown.title), shown.text, shown.num_outside) == ("zero", (), len(" more") + len("one"))
+
+
+def test_what_stands_before_a_chunk_is_counted_and_left_out() -> None:
+    document = Document("d", "one two (three) four", title="zero")
+    of_chunk = (Unit("three", 9, 14), Unit("four", 16, 20))
+    cut = replace(_attribution(document), units=of_chunk, values=(1.0, 1.0), is_truncated=True)
+    shown = heat_map(cut, document, cited=())
+    assert (shown.title, _spelled(shown.text)) == ((), "three) four")
+    assert shown.num_outside == len("zero") + len("one two (")
 
 
 def test_a_cut_behind_the_last_word_leaves_nothing_out() -> None:
     document = Document("d", "one")
     shown = heat_map(replace(_attribution(document), is_truncated=True), document, cited=())
-    assert (_spelled(shown.text), shown.num_unread) == ("one", 0)
+    assert (_spelled(shown.text), shown.num_outside) == ("one", 0)
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, 99), (1, 2), (5, 3)])

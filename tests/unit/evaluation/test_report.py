@@ -233,7 +233,7 @@ def test_texts_that_were_never_written_leave_the_heat_map_alone(findings: Findin
         ranked=replace(bad.ranked, grade=None),
     )
     page = Page(render_report(replace(findings, explained=(bare, findings.explained[1]))))
-    assert "characters that the scorer does not read" in page.text
+    assert "characters outside the part whose score this is" in page.text
     assert "75 (50 to 100) model evaluations per document" in re.sub(r"\s+", " ", page.text)
     assert "not judged" in page.text
     assert len(page.with_class("text")) == 3

@@ -1,5 +1,6 @@
 """What is attributed, with which seed, and what is refused; the work of one shard, without Ray."""
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from jobs.manifest import (
 )
 from jobs.rank_flips import rank_flip
 from jobs.reuse import check_reusable
+from jobs.run_folders import long_documents_of
 from jobs.shards import Quarantined, Shard, commit_shard, plan_shards, read_quarantine
 from rerank_core.attribution.rank_flip_table import read_rank_flips
 from rerank_core.attribution.shap_adapter import ShapAttributor
@@ -260,6 +262,7 @@ def _committed_before_a_kill(job, *, done, quarantined):
         "queries": file_digest(job.prepared / "queries.parquet"),
         "artefact": artefact_digest(job.artefact),
         "run": folder_digest(job.run, patterns=("data/shard-*.parquet",)),
+        "long_documents": long_documents_of(job.run),
     }
     with opened_output(job.output, job="attribute", config=job, inputs=inputs):
         (shard,) = plan_shards(job.output, planned_keys(job), size=job.shard_documents)
@@ -334,7 +337,11 @@ def test_a_query_too_long_for_a_method_is_quarantined_and_its_document_is_not(jo
 
 def _attributed(job, *keys):
     """Leave what a finished job on some documents leaves; return its inputs."""
-    inputs = {**text_digests(job.prepared), "artefact": artefact_digest(job.artefact)}
+    inputs = {
+        **text_digests(job.prepared),
+        "artefact": artefact_digest(job.artefact),
+        "long_documents": long_documents_of(job.run),
+    }
     with opened_output(job.output, job="attribute", config=job, inputs=inputs):
         _worker(job)(Shard(0, keys))
         finish_output(job.output, results={})
@@ -366,6 +373,17 @@ def test_attributions_made_otherwise_are_not_taken_over(job, tmp_path, change):
         check_reusable(_with(more, **change), inputs=inputs)
     with pytest.raises(ConfigError, match="another corpus"):
         check_reusable(more, inputs=inputs | {"corpus": "other"})
+    with pytest.raises(ConfigError, match="another long_documents"):
+        check_reusable(more, inputs=inputs | {"long_documents": "max_chunk"})
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"), [({}, "truncate"), ({"long_documents": "max_chunk"}, "max_chunk")]
+)
+def test_documents_are_read_as_they_were_for_the_run(job, config, expected):
+    manifest = json.loads((job.run / "manifest.json").read_text())
+    write_json(job.run / "manifest.json", manifest | {"config": config})
+    assert long_documents_of(job.run) == expected
 
 
 def test_only_outputs_of_attribution_are_taken_over(job, tmp_path):

@@ -155,6 +155,7 @@ def worker(config: ScoreJob) -> ScoreWorker:
         artefact=str(config.artefact),
         output=str(config.output),
         max_tokens_per_batch=256,
+        long_documents=config.long_documents,
     )
 
 
@@ -173,6 +174,24 @@ def test_a_shard_holds_an_exact_permutation_of_each_querys_candidates(config: Sc
         scores = scorer.score(query, [documents[doc_id] for doc_id in ranking.doc_ids])
         assert list(ranking.scores) == pytest.approx(scores, abs=1e-5)
         assert list(ranking.scores) == sorted(ranking.scores, reverse=True)
+
+
+def test_a_document_that_is_too_long_may_have_the_score_of_its_best_chunk(config: ScoreJob) -> None:
+    worker(replace(config, long_documents="max_chunk"))(Shard(0, (("q00",), ("q02",))))
+    documents = read_documents(config.prepared / "corpus.parquet")
+    by_query = read_queries(config.prepared / "queries.parquet")
+    cutting = load_artefact(config.artefact)
+    chunking = load_artefact(config.artefact, long_documents="max_chunk")
+    differing = set()
+    for query_id, ranking in read_run(config.output, "run").rankings.items():
+        for doc_id, score in zip(ranking.doc_ids, ranking.scores, strict=True):
+            pair = (by_query[query_id], documents[doc_id])
+            assert score == pytest.approx(chunking.score_pairs([pair])[0], abs=1e-5)
+            if abs(score - cutting.score_pairs([pair])[0]) > 1e-4:
+                differing.add(doc_id)
+    assert differing == {"d05"}
+    cut = read_shards(config.output / "data", {"is_truncated": pa.bool_()})
+    assert not any(cut.column("is_truncated").to_pylist())
 
 
 def test_a_query_whose_score_is_not_finite_is_quarantined_and_the_others_are_not(config: ScoreJob) -> None:

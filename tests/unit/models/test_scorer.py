@@ -63,19 +63,20 @@ def test_a_long_document_is_cut_and_says_so(scorer: LanguageModelScorer) -> None
     assert not scorer.encoder.encode(QUERY, DOCUMENTS[1]).is_truncated
 
 
-def test_visible_content_scores_like_the_whole_document(scorer: LanguageModelScorer) -> None:
+def test_the_visible_part_scores_like_the_whole_document(scorer: LanguageModelScorer) -> None:
     long = Document("long", "river discharge of the danube " * 100, title="the danube")
-    visible = scorer.visible_content(QUERY, long)
-    assert long.content.startswith(visible)
-    assert len(visible) < len(long.content)
+    start, end = scorer.visible_span(QUERY, long)
+    visible = long.content[start:end]
+    assert start == 0
+    assert 0 < end < len(long.content)
     assert scorer.score(QUERY, [Document("cut", visible)]) == pytest.approx(
         scorer.score(QUERY, [long]), abs=1e-6
     )
 
 
 def test_a_short_document_is_visible_whole(scorer: LanguageModelScorer) -> None:
-    assert scorer.visible_content(QUERY, DOCUMENTS[0]) == DOCUMENTS[0].content
-    assert scorer.visible_content(QUERY, Document("empty", "")) == ""
+    assert scorer.visible_span(QUERY, DOCUMENTS[0]) == (0, len(DOCUMENTS[0].content))
+    assert scorer.visible_span(QUERY, Document("empty", "")) == (0, 0)
 
 
 def test_a_long_query_is_cut_before_the_document_is(scorer: LanguageModelScorer) -> None:
