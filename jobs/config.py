@@ -257,7 +257,7 @@ class EvaluateJob:
       whyrank evaluate --prepared runs/sample --output runs/methods \\
         --runs sft=runs/sft-run dpo=runs/dpo-run --faithfulness sft=runs/sft-words dpo=runs/dpo-words
       whyrank evaluate --prepared runs/sample --output runs/read --runs dpo=runs/minilm-run \\
-        --explanations dpo=runs/texts
+        --explanations dpo=runs/texts --answers path/to/answers.jsonl
     """
 
     prepared: Path = field(metadata=PLACE)
@@ -277,8 +277,11 @@ class EvaluateJob:
     explanations: tuple[str, ...] = field(default=(), metadata=PLACE)
     """NAME=FOLDER of `whyrank explain`: what the texts carry of the evidence, and whether ranks can be told
     from them; folders of the same name are pooled."""
+    answers: Path | None = field(default=None, metadata=PLACE)
+    """JSONL of what people wrote (query_id, doc_id, answer, rationale?) beside --explanations: how near texts
+    come to it, and attributed words to the rationale, the part of the document that a person marked."""
     text_model: str = "minilm"
-    """Model whose vectors a reader of explanations sees: `minilm`, or a model folder."""
+    """Model whose vectors a reader of explanations sees, and BERTScore takes: `minilm`, or a model folder."""
     num_close_ups: int = 1
     """Documents of each query, the first that are attributed, whose deletion curves are normalised and whose
     first words are attributed again: with another seed, respelled, with an irrelevant sentence. Takes about
@@ -297,6 +300,9 @@ class EvaluateJob:
                 all(0 < item.find("=") < len(item) - 1 for item in named),
                 f"each of {option} must be NAME=FOLDER, got {named}",
             )
+        check_setting(
+            self.answers is None or bool(self.explanations), "answers need explanations to compare with"
+        )
         check_setting(
             all(0 < r.find("=") < len(r) - 1 for r in self.runs),
             f"each run must be NAME=FOLDER, got {self.runs}",

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from jobs.manifest import (
     OutputState,
+    file_digest,
     finish_output,
     folder_digest,
     opened_output,
@@ -34,8 +35,10 @@ from jobs.run_folders import (
     read_named,
     read_prepared,
 )
+from rerank_core.data.answers import read_answers
 from rerank_core.data.splits import members
 from rerank_core.errors import ConfigError
+from rerank_core.evaluation.answer_page import ANSWER_PAGE, render_answers
 from rerank_core.evaluation.comparison import (
     RESERVED_NAMES,
     MeasuredRun,
@@ -46,10 +49,7 @@ from rerank_core.evaluation.comparison import (
 from rerank_core.evaluation.explanation_page import EXPLANATION_PAGE, render_explanation_quality
 from rerank_core.evaluation.faithfulness_page import FAITHFULNESS_PAGE, render_faithfulness
 from rerank_core.evaluation.ranking_metrics import NDCG_BURGES, Metric, evaluate, metrics
-from rerank_core.formats import (
-    table_of,
-    write_table,
-)
+from rerank_core.formats import read_documents, table_of, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from jobs.attribution_folders import AttributionFolder
     from jobs.config import EvaluateJob
     from jobs.explanation_quality import ExplanationFolder
+    from rerank_core.data.answers import ExpertAnswer
     from rerank_core.evaluation.findings import MetricRow, MetricTable
     from rerank_core.evaluation.significance import Interval
 
@@ -131,6 +132,9 @@ def run_evaluate(config: EvaluateJob) -> EvaluateResult:
         f"explanations/{item.name}/{place}": folder_digest(item.folder, patterns=("data/*.parquet",))
         for place, item in enumerate(explained)
     }
+    answers = _answers(config)
+    if config.answers is not None:
+        inputs["answers"] = file_digest(config.answers)
     with opened_output(config.output, job="evaluate", config=config, inputs=inputs) as state:
         if state == "finished":
             logger.info("%s is finished: nothing to do", config.output)
@@ -144,7 +148,7 @@ def run_evaluate(config: EvaluateJob) -> EvaluateResult:
         if attributed:
             _measure_attributed(config, attributed)
         if explained:
-            _measure_explained(config, explained)
+            _measure_explained(config, explained, answers)
         headline = {row.name: row.values[NDCG_BURGES].mean for row in table.rows}
         finish_output(config.output, results={NDCG_BURGES: headline})
     show_metrics(table, evaluation.measured, console=Console())
@@ -184,18 +188,35 @@ def _explained(config: EvaluateJob) -> list[ExplanationFolder]:
     return explanation_folders(_named_folders(config.explanations), prepared=config.prepared)
 
 
-def _measure_explained(config: EvaluateJob, explained: Sequence[ExplanationFolder]) -> None:
-    """Write explanations.json and its page, and print the means."""
+def _answers(config: EvaluateJob) -> Mapping[tuple[str, str], ExpertAnswer]:
+    if config.answers is None:
+        return {}
+    return read_answers(config.answers, read_documents(config.prepared / "corpus.parquet"))
+
+
+def _measure_explained(
+    config: EvaluateJob,
+    explained: Sequence[ExplanationFolder],
+    answers: Mapping[tuple[str, str], ExpertAnswer],
+) -> None:
+    """Write explanations.json and its page, and print the means; so too beside answers, where there are."""
+    from jobs.expert_answers import compare_with_answers, show_answers
     from jobs.explanation_quality import measure_explanations, show_explanation_quality
     from rerank_core.models.embedder import load_embedder  # torch takes seconds to load
 
-    tables = measure_explanations(
-        explained,
-        prepared=config.prepared,
-        embedder=load_embedder(config.text_model),
-        num_samples=config.num_samples,
-        seed=config.seed,
-    )
+    embedder = load_embedder(config.text_model)
+    settings: dict[str, Any] = {
+        "prepared": config.prepared,
+        "embedder": embedder,
+        "num_samples": config.num_samples,
+        "seed": config.seed,
+    }
+    if answers:
+        beside = compare_with_answers(explained, answers, **settings)
+        write_json(config.output / "answers.json", dataclasses.asdict(beside))
+        (config.output / ANSWER_PAGE).write_text(render_answers(beside), encoding="utf-8")
+        show_answers(beside, console=Console())
+    tables = measure_explanations(explained, **settings)
     write_json(config.output / "explanations.json", dataclasses.asdict(tables))
     page = render_explanation_quality(tables)
     (config.output / EXPLANATION_PAGE).write_text(page, encoding="utf-8")

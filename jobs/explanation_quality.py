@@ -22,7 +22,7 @@ from rerank_core.evaluation.document_table import (
     mean_row,
     paired_differences,
 )
-from rerank_core.evaluation.explanation_page import LABELS, READER_LABELS, TEXT_LABELS, ExplanationTables
+from rerank_core.evaluation.explanation_page import READER_LABELS, TEXT_LABELS, ExplanationTables
 from rerank_core.evaluation.explanation_quality import (
     shuffled_explanations,
     simulated_ranks,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from rerank_core.evaluation.document_table import MeanRow
     from rerank_core.protocols import Embedder
     from rerank_core.records import Document, Explanation
 
@@ -177,13 +178,17 @@ def _read(
 
 def show_explanation_quality(tables: ExplanationTables, *, console: Console) -> None:
     """Print the means; the page has the intervals."""
-    for rows, names in ((tables.texts, tuple(TEXT_LABELS)), (tables.reader, tuple(READER_LABELS))):
-        if not rows:
-            continue
-        shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fits 80 columns
-        for header in ("name", "texts", *(LABELS[name].replace(" ", "\n") for name in names)):
-            shown.add_column(header, no_wrap=True)
-        for row in rows:
-            means = [f"{row.values[name].mean:.2f}" for name in names]
-            shown.add_row(escape(row.name), row.kind, *means)
-        console.print(shown)
+    show_means(tables.texts, TEXT_LABELS, kind="texts", console=console)
+    show_means(tables.reader, READER_LABELS, kind="texts", console=console)
+
+
+def show_means(rows: Sequence[MeanRow], labels: Mapping[str, str], *, kind: str, console: Console) -> None:
+    """Print the means of some rows; `kind` is what the kinds of rows are."""
+    if not rows:
+        return
+    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fits 80 columns
+    for header in ("name", kind, *(label.replace(" ", "\n") for label in labels.values())):
+        shown.add_column(header, no_wrap=True)
+    for row in rows:
+        shown.add_row(escape(row.name), row.kind, *(f"{row.values[name].mean:.2f}" for name in labels))
+    console.print(shown)

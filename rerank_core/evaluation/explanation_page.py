@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from rerank_core.evaluation.markdown import interval, signed_interval, table
+from rerank_core.evaluation.document_page import difference_table, mean_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from rerank_core.evaluation.document_table import Difference, MeanRow
 
 EXPLANATION_PAGE: Final = "explanations.md"
@@ -47,13 +45,13 @@ def render_explanation_quality(tables: ExplanationTables) -> str:
         f"In brackets 95 % intervals over queries ({tables.num_samples:,} bootstrap samples); a query's value"
         " is the mean over its documents. No interval is adjusted for there being many.",
         "## What the texts carry",
-        _mean_table(tables.texts, TEXT_LABELS),
+        mean_table(tables.texts, TEXT_LABELS, kind="texts"),
         "`with` was written from the text and its attributed words, `without` from the text alone. Own text"
         " kept is the share that passed verification (the others are the template's sentence). Mentioned are"
         " the words besides the template's: precision is the share of them that are among the words with the"
         " largest values, recall the share of those that are mentioned; by chance is what as many random"
         " words of the document would have. Template sentences cite evidence words by construction.",
-        _difference_table(tables.text_differences),
+        difference_table(tables.text_differences, LABELS),
         "## What a reader tells from them",
         *_reader(tables),
     ]
@@ -64,34 +62,9 @@ def _reader(tables: ExplanationTables) -> list[str]:
     if not tables.reader:
         return ["Not measured: it takes two explained documents of two queries or more."]
     return [
-        _mean_table(tables.reader, READER_LABELS),
+        mean_table(tables.reader, READER_LABELS, kind="texts"),
         "A ridge regression from a text's embedding, without the sentence that states the rank and with those"
         " on effects in one order, fitted on other queries, orders the documents of a query; τ compares with"
         " their ranks. `shuffled`: each query's texts handed out anew among its documents.",
-        _difference_table(tables.reader_differences),
+        difference_table(tables.reader_differences, LABELS),
     ]
-
-
-def _mean_table(rows: Sequence[MeanRow], labels: Mapping[str, str]) -> str:
-    header = ["name", "texts", "queries", "documents", *labels.values()]
-    lines = [
-        [row.name, row.kind, str(row.num_queries), str(row.num_documents)]
-        + [interval(row.values[measure]) for measure in labels]
-        for row in rows
-    ]
-    return table(header, lines)
-
-
-def _difference_table(differences: Sequence[Difference]) -> str:
-    header = ["first", "second", "measure", "queries", "first − second"]
-    lines = [
-        [
-            " ".join(found.first),
-            " ".join(found.second),
-            LABELS[found.measure],
-            str(found.num_queries),
-            signed_interval(found.difference),
-        ]
-        for found in differences
-    ]
-    return table(header, lines)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rerank_core.evaluation.deletion_curves import MAX_EXACT_WORDS, NUM_STEPS
+from rerank_core.evaluation.document_page import difference_table, mean_table
 from rerank_core.evaluation.faithfulness import NUM_RANDOM
-from rerank_core.evaluation.markdown import interval, signed_interval, table
+from rerank_core.evaluation.markdown import table
 from rerank_core.evaluation.text_changes import SENTENCE_WORDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from rerank_core.evaluation.document_table import Difference, MeanRow
     from rerank_core.evaluation.significance import Interval
@@ -64,7 +65,7 @@ def render_faithfulness(tables: FaithfulnessTables) -> str:
         "## Deleting the words",
         *_deletions(tables),
         "## Differences from the baselines",
-        _difference_table(tables.against_baselines),
+        difference_table(tables.against_baselines, LABELS),
         "## Differences between the names",
         *_between_names(tables),
     ]
@@ -94,7 +95,7 @@ def _deletions(tables: FaithfulnessTables) -> list[str]:
         " agree the interval has no width, which is not certainty: the true share may be as low as"
         " 0.05^(1/n) (one side, 95 %), 0.47 for 4 queries and 0.86 for 20."
     )
-    return ["\n".join(claims), _mean_table(tables.deletions, DELETION_LABELS), about]
+    return ["\n".join(claims), mean_table(tables.deletions, DELETION_LABELS, kind="by"), about]
 
 
 def _between_names(tables: FaithfulnessTables) -> list[str]:
@@ -104,7 +105,7 @@ def _between_names(tables: FaithfulnessTables) -> list[str]:
         "First minus second, by the attribution, over the documents that both have. Only measures that do not"
         " depend on the scale of a model's scores are compared: logits of two models are not the same unit."
     )
-    return [_difference_table(tables.between_names), about]
+    return [difference_table(tables.between_names, LABELS), about]
 
 
 def _curves(tables: FaithfulnessTables) -> list[str]:
@@ -116,9 +117,9 @@ def _curves(tables: FaithfulnessTables) -> list[str]:
         " values near 1 may be flattered."
     )
     return [
-        _mean_table(tables.curves, CURVE_LABELS),
+        mean_table(tables.curves, CURVE_LABELS, kind="by"),
         about,
-        _difference_table(tables.curves_against_baselines),
+        difference_table(tables.curves_against_baselines, LABELS),
         "The mean score without the first share of the words:",
         _curve_table(tables.curves, "deleted"),
         "The mean score of the first share of the words alone:",
@@ -138,17 +139,7 @@ def _stability(tables: FaithfulnessTables) -> list[str]:
         " Mass inserted is what the inserted words get of the sum of absolute values; in random places it"
         " would be their share of the words."
     )
-    return [_mean_table(tables.stability, STABILITY_LABELS), about]
-
-
-def _mean_table(rows: Sequence[MeanRow], labels: Mapping[str, str]) -> str:
-    header = ["name", "by", "queries", "documents", *labels.values()]
-    lines = [
-        [row.name, row.kind, str(row.num_queries), str(row.num_documents)]
-        + [interval(row.values[measure]) if measure in row.values else "–" for measure in labels]
-        for row in rows
-    ]
-    return table(header, lines)
+    return [mean_table(tables.stability, STABILITY_LABELS, kind="by"), about]
 
 
 def _curve_table(rows: Sequence[MeanRow], way: str) -> str:
@@ -158,22 +149,6 @@ def _curve_table(rows: Sequence[MeanRow], way: str) -> str:
         for row in rows
     ]
     return table(["name", "by", *(f"{share} %" for share in shares)], lines)
-
-
-def _difference_table(differences: Sequence[Difference]) -> str:
-    header = ["first", "second", "measure", "queries", "documents", "first − second"]
-    lines = [
-        [
-            " ".join(found.first),
-            " ".join(found.second),
-            LABELS[found.measure],
-            str(found.num_queries),
-            str(found.num_documents),
-            signed_interval(found.difference),
-        ]
-        for found in differences
-    ]
-    return table(header, lines)
 
 
 def _share(found: Interval) -> str:

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from jobs.config import ExplainJob
+from jobs.expert_answers import compare_with_answers, show_answers
 from jobs.explanation_quality import (
     explanation_folders,
     measure_explanations,
@@ -25,7 +26,9 @@ from jobs.manifest import (
     write_json,
 )
 from rerank_core.attribution.table import attributions_table
-from rerank_core.errors import ConfigError
+from rerank_core.data.answers import ExpertAnswer
+from rerank_core.errors import ConfigError, DataError
+from rerank_core.evaluation.answer_page import render_answers
 from rerank_core.evaluation.explanation_page import render_explanation_quality
 from rerank_core.explanation.evidence import contrast_evidence, select_evidence
 from rerank_core.explanation.explain import conclude
@@ -136,13 +139,61 @@ def test_the_page_and_the_console_name_both_conditions(prepared: Path, explained
     tables = measure_explanations(folders, prepared=prepared, embedder=_Heat(), num_samples=100, seed=0)
     page = render_explanation_quality(tables)
     assert "| dpo | with | 6 | 24 | 1.000 [1.000, 1.000] |" in page
-    assert "| dpo with | dpo without | recall | 6 | +" in page
+    assert "| dpo with | dpo without | recall | 6 | 24 | +" in page
     assert "Kendall's τ" in page
     console = Console(file=StringIO(), width=80)
     show_explanation_quality(tables, console=console)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert any("shuffled" in line for line in lines)
     assert all(len(line) <= 80 for line in lines)
+
+
+def _answers() -> dict[tuple[str, str], ExpertAnswer]:
+    """Return answers that repeat each document's degree; people marked its three words of heat."""
+    return {
+        (query.query_id, document.doc_id): ExpertAnswer(degree, (4, 4 + len(degree)))
+        for query in QUERIES
+        for document, degree in zip(DOCUMENTS, DEGREES, strict=True)
+    }
+
+
+def test_texts_and_words_are_measured_beside_what_people_wrote(prepared: Path, explained: Path) -> None:
+    folders = explanation_folders({"dpo": [explained]}, prepared=prepared)
+    tables = compare_with_answers(
+        folders, _answers(), prepared=prepared, embedder=_Heat(), num_samples=100, seed=0
+    )
+    rouge = {row.kind: row.values["rouge_l"].mean for row in tables.texts}
+    kinds = ("with", "without", "document")
+    assert set(rouge) == {*kinds, *(f"{kind}, other answers" for kind in kinds)}
+    assert rouge["with"] > rouge["with, other answers"] > rouge["without"] == 0
+    assert rouge["document"] == pytest.approx(6 / 11)  # all three words of the answer, of its own eight
+    compared = {(found.first[1], found.second[1]) for found in tables.text_differences}
+    own = {(kind, f"{kind}, other answers") for kind in ("with", "without")}
+    assert compared == own | {("with", "without"), ("with", "document"), ("without", "document")}
+    precision = {row.kind: row.values["average_precision"].mean for row in tables.words}
+    assert set(precision) == {"attributed", "lexical", "random"}
+    assert precision["attributed"] > precision["random"]
+    page = render_answers(tables)
+    assert "| dpo | with, other answers | 6 | 24 |" in page
+    assert "| dpo attributed | dpo random | average precision | 6 | 24 | +" in page
+    console = Console(file=StringIO(), width=80)
+    show_answers(tables, console=console)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert any("lexical" in line for line in lines)
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_answers_that_say_nothing_of_what_was_explained_are_refused(prepared: Path, explained: Path) -> None:
+    folders = explanation_folders({"dpo": [explained]}, prepared=prepared)
+    other = {("q9", "d0"): ExpertAnswer("hot", None)}
+    with pytest.raises(DataError, match="no explained document has an answer"):
+        compare_with_answers(folders, other, prepared=prepared, embedder=_Heat(), num_samples=100, seed=0)
+    unmarked = {key: ExpertAnswer(answer.text, None) for key, answer in _answers().items()}
+    tables = compare_with_answers(
+        folders, unmarked, prepared=prepared, embedder=_Heat(), num_samples=100, seed=0
+    )
+    assert tables.words == ()
+    assert "Not measured: no attributed document has a rationale" in render_answers(tables)
 
 
 def test_one_query_has_no_reader(prepared: Path, explained: Path) -> None:
