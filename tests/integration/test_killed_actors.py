@@ -1,4 +1,4 @@
-"""An actor that is killed takes nothing with it: its shard is computed again, to the same values."""
+"""An actor that is killed takes nothing with it: its work is done again, and counted once."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ import psutil
 import pytest
 
 from jobs.attribute import run_attribute
-from jobs.config import AttributeJob
+from jobs.config import AttributeJob, ExplainJob
+from jobs.explain import run_explain
 from jobs.manifest import file_digest, write_json
 from rerank_core.attribution.table import read_attributions
+from rerank_core.explanation.table import read_explanations
 from rerank_core.formats import RUN, documents_table, queries_table, table_of, write_table
 from rerank_core.models.artefact import artefact_digest, save_artefact
 from rerank_core.models.build import build_encoder, build_model, load_tokenizer
@@ -27,6 +29,7 @@ from rerank_core.records import Document, Query
 if TYPE_CHECKING:
     from pathlib import Path
 
+SHARDS = "data/shard-*.parquet"
 NUM_DOCUMENTS = 12
 QUERY = Query("q", "sea ice")
 DOCUMENTS = [
@@ -70,20 +73,21 @@ def job(tmp_path: Path) -> AttributeJob:
 
 
 class Killer(threading.Thread):
-    """Kills the first process of this Ray that works on a job, once the job has committed a shard."""
+    """Kills the first process of this Ray that works on a job, once the job has written its first file."""
 
-    def __init__(self, output: Path, *, actor: str) -> None:
+    def __init__(self, output: Path, *, actor: str, first: str) -> None:
+        """`first` is the pattern of the files, in the folder `output`, of which one is waited for."""
         super().__init__(daemon=True)
-        self._output, self._actor = output, actor
+        self._output, self._actor, self._first = output, actor, first
         self.killed: int | None = None
-        self.num_committed = 0
+        self.num_committed = 0  # shards, when the process was killed
 
     def run(self) -> None:
-        """Wait for a committed shard, then kill."""
-        ends = time.monotonic() + 120
+        """Wait for a file, then kill."""
+        ends = time.monotonic() + 300
         while self.killed is None and time.monotonic() < ends:
-            self.num_committed = len(list(self._output.glob("data/shard-*.parquet")))
-            if self.num_committed:
+            if any(self._output.glob(self._first)):
+                self.num_committed = len(list(self._output.glob(SHARDS)))
                 self._kill()
             time.sleep(0.01)
 
@@ -101,7 +105,7 @@ class Killer(threading.Thread):
 def test_an_attributing_actor_is_killed_and_every_document_is_attributed_once(
     job: AttributeJob, tmp_path: Path
 ) -> None:
-    killer = Killer(job.output, actor="ray::MapWorker(MapBatches(_ShardActor))")
+    killer = Killer(job.output, actor="ray::MapWorker(MapBatches(_ShardActor))", first=SHARDS)
     killer.start()
     result = run_attribute(job)
     killer.join()
@@ -111,3 +115,33 @@ def test_an_attributing_actor_is_killed_and_every_document_is_attributed_once(
     undisturbed = replace(job, output=tmp_path / "undisturbed")
     run_attribute(undisturbed)
     assert read_attributions(job.output) == read_attributions(undisturbed.output)
+
+
+@pytest.mark.ray
+@pytest.mark.vllm
+@pytest.mark.usefixtures("ray_instance")
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # Ray's LLM stages define pydantic models the old way
+def test_an_engine_is_killed_and_every_text_is_written_once(job: AttributeJob, tmp_path: Path) -> None:
+    run_attribute(replace(job, top_k=4, max_evals=60))
+    explained = ExplainJob(
+        prepared=job.prepared,
+        run=job.run,
+        attributions=job.output,
+        output=tmp_path / "texts",
+        max_model_tokens=768,
+        shard_documents=1,
+    )
+    killer = Killer(explained.output, actor="vLLMEngineStageUDF", first="first_texts.jsonl")
+    killer.start()
+    result = run_explain(explained)
+    killer.join()
+    assert killer.killed is not None
+    assert killer.num_committed < 4
+    texts = read_explanations(explained.output)
+    conditions = [(text.doc_id, text.with_attribution) for text in texts]
+    assert conditions == [(f"d{n:02d}", with_words) for n in range(4) for with_words in (True, False)]
+    assert not any(problem.startswith("generator_failed") for text in texts for problem in text.problems)
+    assert all(text.generated_tokens > 0 for text in texts)
+    assert (result.num_documents, result.num_texts_with, result.num_texts_without) == (4, 4, 4)
