@@ -333,7 +333,7 @@ def test_a_stage_without_progress_on_the_dev_queries_ends_and_keeps_its_best_epo
     assert len(values) < NUM_EPOCHS
     found = dev_ndcg(tmp_path / "out" / "rm", prepared)
     assert found == pytest.approx(values[best["step"]], abs=1e-6)
-    assert found > values[max(values)] + 1e-3  # the last epoch's
+    assert found > values[max(values)] + 1e-5  # so that these are not the weights of the last epoch
 
 
 def dev_ndcg(artefact: Path, prepared: Path) -> float:
