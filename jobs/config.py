@@ -205,6 +205,8 @@ class ExplainJob:
         --output runs/texts
       whyrank explain --prepared runs/sample --run runs/minilm-run --attributions runs/words \\
         --output runs/llama-texts --model path/to/llama
+      whyrank explain --prepared runs/sample --run runs/minilm-run --attributions runs/more-words \\
+        --output runs/more-texts --reuse runs/texts
     """
 
     prepared: Path = field(metadata=PLACE)
@@ -227,6 +229,9 @@ class ExplainJob:
     """Longest prompt and text together, in the model's tokens."""
     temperature: float = 0.0
     """0 is greedy."""
+    reuse: tuple[Path, ...] = field(default=(), metadata=PLACE)
+    """Earlier outputs of the same model and settings: a text that is to tell the same (query, document, rank,
+    words and their values) is taken over instead of written again."""
     shard_documents: int = 64
     """Explanations in one shard: what is redone after a kill."""
     seed: int = 0

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from jobs.manifest import SHARDS, file_digest, finish_output, folder_digest, ope
 from jobs.placements import planned_placements
 from jobs.progress import progress_bar
 from jobs.ray_session import ray_session
+from jobs.reuse import check_reusable, reusable_explanations
 from jobs.shards import Key, Shard, commit_shard, pending_shards, plan_shards
 from jobs.verified_texts import once_answered, verified
 from rerank_core.errors import ConfigError
@@ -24,7 +26,7 @@ from rerank_core.explanation.task import MAX_DOCUMENT_CHARS, Placement, Task, bu
 from rerank_core.models.pretrained import resolve_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from transformers import PreTrainedTokenizerBase
@@ -74,6 +76,7 @@ def run_explain(config: ExplainJob) -> ExplainResult:
         if state == "finished":
             logger.info("%s is finished: nothing to do", config.output)
         else:
+            check_reusable(config, inputs=inputs)
             _explain_pending(config, placements, model=model)
         result = _result(config.output)
         if state != "finished":
@@ -145,7 +148,12 @@ def _explain_pending(
         return
     work = [(shard, placement) for shard in pending for key in shard.keys for placement in placements[key]]
     asked = [placement for _, placement in work]
-    requests = engine_requests(asked, config, tokenizer=_load_tokenizer(model))
+    known = known_explanations(config, asked)
+    requests = [
+        request
+        for request in engine_requests(asked, config, tokenizer=_load_tokenizer(model))
+        if request.index not in known
+    ]
     engine = EngineConfig(
         model=model.resolve(),
         max_model_tokens=config.max_model_tokens,
@@ -171,16 +179,26 @@ def _explain_pending(
             again = dataclasses.replace(engine, seed=engine.seed + attempt - 1, temperature=temperature)
             return generate(some, again)
 
-        explained = verified(requests, asked, ask=ask, first_texts=first_texts, generator=config.model)
-        for num_explained in commit_explained(config, work, explained):
+        written = verified(requests, asked, ask=ask, first_texts=first_texts, generator=config.model)
+        for num_explained in commit_explained(config, work, chain(known.items(), written)):
             progress.update(bar, advance=num_explained, description="explain: texts")
     first_texts.drop()
+
+
+def known_explanations(config: ExplainJob, placements: Sequence[Placement]) -> dict[int, Explanation]:
+    """Return the explanations that earlier outputs hold, by the place of what they tell."""
+    reusable = reusable_explanations(config.reuse)
+    return {
+        index: reusable[placement.digest]
+        for index, placement in enumerate(placements)
+        if placement.digest in reusable
+    }
 
 
 def commit_explained(
     config: ExplainJob,
     work: Sequence[tuple[Shard, Placement]],
-    explained: Iterator[tuple[int, Explanation]],
+    explained: Iterable[tuple[int, Explanation]],
 ) -> Iterator[int]:
     """Commit each shard once its last explanation is there; yield the number of its explanations."""
     for shard, explanations in whole_shards(work, explained):
@@ -190,7 +208,7 @@ def commit_explained(
 
 
 def whole_shards(
-    work: Sequence[tuple[Shard, Placement]], explained: Iterator[tuple[int, Explanation]]
+    work: Sequence[tuple[Shard, Placement]], explained: Iterable[tuple[int, Explanation]]
 ) -> Iterator[tuple[Shard, list[Explanation]]]:
     """Yield each shard with its explanations, in the order of `work`, once the last of them is there."""
     places: dict[int, list[int]] = {}

@@ -1,44 +1,54 @@
-"""Attributions of an earlier output, where this job would compute the same ones."""
+"""Attributions and explanations of an earlier output, where this job would make the same ones."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from jobs.attribution_folders import ATTRIBUTOR_SETTINGS
+from jobs.config import AttributeJob
 from jobs.manifest import other_inputs, require_finished
 from rerank_core.attribution.table import read_attributions
 from rerank_core.errors import ConfigError
+from rerank_core.explanation.table import read_explanations
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from jobs.config import AttributeJob
+    from jobs.config import ExplainJob
     from jobs.shards import Key
-    from rerank_core.records import Attribution
+    from rerank_core.records import Attribution, Explanation
 
-SETTINGS = (*ATTRIBUTOR_SETTINGS, "seed")
+ATTRIBUTION_SETTINGS = (*ATTRIBUTOR_SETTINGS, "seed")
 """What decides an attribution besides the artefact, the query and the document."""
 
+GENERATOR_SETTINGS = ("max_new_tokens", "max_model_tokens", "temperature", "seed")
+"""What decides a text besides the model and what it is to tell."""
 
-def check_reusable(config: AttributeJob, *, inputs: Mapping[str, str]) -> None:
-    """Refuse folders whose attributions may not be taken over; `inputs` are the digests of this job's.
+
+def check_reusable(config: AttributeJob | ExplainJob, *, inputs: Mapping[str, str]) -> None:
+    """Refuse folders of which nothing may be taken over; `inputs` are the digests of this job's.
 
     Raises:
-        DataError: a folder is not a finished output of `whyrank attribute`.
-        ConfigError: its artefact, its documents, its queries or a setting differ.
+        DataError: a folder is not a finished output of the same job.
+        ConfigError: for attributions the artefact, the documents, the queries, how long documents are read,
+            or a setting differs; for explanations the model or a setting.
     """
+    job, names, settings = (
+        ("attribute", ("artefact", "corpus", "queries", "long_documents"), ATTRIBUTION_SETTINGS)
+        if isinstance(config, AttributeJob)
+        else ("explain", ("model",), GENERATOR_SETTINGS)
+    )
     for folder in config.reuse:
-        earlier = require_finished(folder, job="attribute")
-        decisive = {name: inputs[name] for name in ("artefact", "corpus", "queries", "long_documents")}
+        earlier = require_finished(folder, job=job)
         different = [
-            *other_inputs(earlier, decisive),
-            *(name for name in SETTINGS if earlier["config"].get(name) != getattr(config, name)),
+            *other_inputs(earlier, {name: inputs[name] for name in names}),
+            *(name for name in settings if earlier["config"].get(name) != getattr(config, name)),
         ]
         if different:
             raise ConfigError(
-                f"{folder} was attributed with another {', '.join(different)}: nothing of it can be reused;"
-                " leave it out of --reuse, or attribute with the same settings"
+                f"{folder} was made with another {', '.join(different)}: nothing of it can be reused;"
+                f" leave it out of --reuse, or {job} with the same settings"
             )
 
 
@@ -48,4 +58,17 @@ def reusable_attributions(folders: Iterable[Path]) -> dict[Key, Attribution]:
     for folder in folders:
         for attribution in read_attributions(folder):
             found.setdefault((attribution.query_id, attribution.doc_id), attribution)
+    return found
+
+
+def reusable_explanations(folders: Iterable[Path]) -> dict[str, Explanation]:
+    """Return the explanations of some folders by what they tell; the first folder that has one counts.
+
+    Those whose generator failed are left out: it may do better this time.
+    """
+    found: dict[str, Explanation] = {}
+    for folder in folders:
+        for explanation in read_explanations(folder):
+            if explanation.num_attempts:
+                found.setdefault(explanation.asked_digest, explanation)
     return found

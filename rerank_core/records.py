@@ -184,6 +184,7 @@ class Explanation:
     generator: str
     template: str  # of the prompt: what was asked
     num_attempts: int  # texts that the generator wrote: a refused one is written anew once
+    asked_digest: str  # of all that the text was to tell: query, document, rank, evidence and template
 
 
 @dataclass(frozen=True, slots=True)

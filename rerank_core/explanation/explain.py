@@ -159,4 +159,5 @@ def _explanation(  # noqa: PLR0913 - one argument per part of the record
         generator=generator,
         template=placement.template,
         num_attempts=len(generations),
+        asked_digest=placement.digest,
     )

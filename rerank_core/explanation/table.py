@@ -29,6 +29,7 @@ EXPLANATIONS: Columns = {
     "generator": pa.string(),
     "template": pa.string(),
     "num_attempts": pa.int32(),
+    "asked_digest": pa.string(),
 }
 """In the order of the fields of `Explanation`."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rerank_core.explanation.grounding import (
@@ -61,6 +62,12 @@ class Placement:
         if self.evidence.contrast is not None:
             return CONTRAST_TEMPLATE
         return "explain_low_rank" if self.is_low else "explain_with_attribution"
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of all that a text about it depends on, besides its generator, in hexadecimal."""
+        told = json.dumps([asdict(self), load_template(self.template)], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

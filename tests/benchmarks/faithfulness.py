@@ -22,6 +22,7 @@ from jobs.attribute import AttributeWorker, attributor_settings
 from jobs.config import AttributeJob, EvaluateJob
 from jobs.evaluate import run_evaluate
 from jobs.manifest import finish_output, folder_digest, opened_output, require_finished, text_digests
+from jobs.run_folders import long_documents_of
 from jobs.shards import Key, plan_shards
 from rerank_core.data.splits import members
 from rerank_core.formats import read_candidates, read_documents, read_split
@@ -70,6 +71,7 @@ def attribute(job: AttributeJob, keys: list[Key]) -> None:
         **text_digests(job.prepared),
         "artefact": artefact_digest(job.artefact),
         "run": folder_digest(job.run, patterns=("data/shard-*.parquet",)),
+        "long_documents": long_documents_of(job.run),
     }
     with opened_output(job.output, job="attribute", config=job, inputs=inputs) as state:
         if state == "finished":

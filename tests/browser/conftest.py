@@ -90,6 +90,7 @@ def _explained(ranked: RankedDocument) -> ExplainedDocument:
         generator="scripted",
         template="explain_with_attribution",
         num_attempts=1,
+        asked_digest="",
     )
     above = replace(text, template="explain_contrast")
     return ExplainedDocument(QUERY, ranked, 3, True, attribution, text, None, above, None)

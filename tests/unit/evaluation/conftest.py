@@ -70,6 +70,7 @@ def explanation_of(
         generator="scripted",
         template="explain_with_attribution" if with_attribution else "explain_without_attribution",
         num_attempts=1,
+        asked_digest="",
     )
 
 

@@ -22,6 +22,7 @@ EXPLAINED = Explanation(
     "smollm2",
     "explain_with_attribution",
     1,
+    "0a1b",
 )
 REPLACED = Explanation(
     "q",
@@ -38,6 +39,7 @@ REPLACED = Explanation(
     "smollm2",
     "explain_without_attribution",
     2,
+    "2c3d",
 )
 
 

@@ -13,6 +13,7 @@ from jobs.explain import (
     commit_explained,
     engine_requests,
     input_digests,
+    known_explanations,
     run_explain,
     whole_shards,
 )
@@ -27,6 +28,7 @@ from jobs.generation import (
 )
 from jobs.manifest import file_digest, folder_digest, opened_output, read_manifest, write_json
 from jobs.placements import planned_placements
+from jobs.reuse import check_reusable
 from jobs.shards import Shard, commit_shard, pending_shards, plan_shards
 from jobs.verified_texts import once_answered, verified
 from rerank_core.attribution.table import attributions_table
@@ -386,6 +388,53 @@ def test_a_long_document_is_shown_as_far_as_the_budget_allows(job) -> None:
 
 def _placements(job):
     return [placement for both in planned_placements(job).values() for placement in both]
+
+
+def test_texts_that_tell_the_same_are_taken_over_from_an_earlier_output(job, tmp_path) -> None:
+    inputs = input_digests(job, Path(job.model))
+    with opened_output(job.output, job="explain", config=job, inputs=inputs):
+        _commit_all(job)
+    run_explain(job)
+    again = replace(job, output=tmp_path / "again", reuse=(job.output,), shard_documents=7)
+    check_reusable(again, inputs=inputs)
+    placements = _placements(again)
+    known = known_explanations(again, placements)
+    earlier = read_explanations(job.output)
+    assert known == {0: earlier[0], 2: earlier[2]}  # the engine failed on the texts without words
+    assert (earlier[0].fallback, earlier[2].fallback) == (False, True)
+    other_rank = [replace(placement, rank=placement.rank + 1) for placement in placements]
+    assert known_explanations(again, other_rank) == {}
+    assert known_explanations(replace(again, reuse=()), placements) == {}
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"temperature": 0.5}, {"max_new_tokens": 9}])
+def test_texts_of_another_model_or_setting_are_not_taken_over(job, tmp_path, change) -> None:
+    inputs = input_digests(job, Path(job.model))
+    with opened_output(job.output, job="explain", config=job, inputs=inputs):
+        _commit_all(job)
+    run_explain(job)
+    again = replace(job, output=tmp_path / "again", reuse=(job.output,))
+    with pytest.raises(ConfigError, match=f"another {next(iter(change))}: nothing of it can be reused"):
+        check_reusable(replace(again, **change), inputs=inputs)
+    with pytest.raises(ConfigError, match="another model"):
+        check_reusable(again, inputs=inputs | {"model": "other"})
+    with pytest.raises(DataError, match="written by `whyrank score`"):
+        check_reusable(replace(again, reuse=(job.run,)), inputs=inputs)
+
+
+def test_the_digest_of_what_is_told_is_of_all_that_is_told(job) -> None:
+    first = _placements(job)[0]
+    (word, *others) = first.evidence.words
+    stronger = replace(first.evidence, words=(replace(word, value=word.value + 1e-6), *others))
+    changed = [
+        replace(first, query=replace(first.query, text="ice")),
+        replace(first, document=replace(first.document, url="https://data.example.org/2")),
+        replace(first, num_candidates=first.num_candidates + 1),
+        replace(first, evidence=stronger),
+        replace(first, evidence=None),
+    ]
+    assert len({first.digest, *(placement.digest for placement in changed)}) == 1 + len(changed)
+    assert replace(first).digest == first.digest
 
 
 def test_on_a_cpu_the_engine_is_small_and_in_float32(job) -> None:

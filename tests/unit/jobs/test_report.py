@@ -185,6 +185,7 @@ def _write_texts(job: ReportJob) -> None:
         "scripted",
         "explain_with_attribution",
         1,
+        "",
     )
     bare = replace(good, text="It is about ice.", cited=("ice",), effects=("",), with_attribution=False)
     replaced = replace(
