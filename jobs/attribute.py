@@ -22,6 +22,7 @@ from jobs.audit import (
     summarise_audit,
     write_audit,
 )
+from jobs.deletions import document_deletion
 from jobs.manifest import (
     QUERY_WORDS_FOLDER,
     RANK_FLIPS_FOLDER,
@@ -34,9 +35,8 @@ from jobs.manifest import (
     text_digests,
 )
 from jobs.progress import shard_progress
-from jobs.rank_flips import rank_flip
 from jobs.ray_session import Need, device_here, device_share, ray_session, require, require_shared
-from jobs.reuse import check_reusable, reusable_attributions
+from jobs.reuse import check_reusable_attributions, reusable_attributions
 from jobs.run_folders import long_documents_of
 from jobs.shards import (
     ActorPool,
@@ -50,6 +50,7 @@ from jobs.shards import (
 )
 from rerank_core.attribution.build import build_attributor
 from rerank_core.attribution.contract import check_residual
+from rerank_core.attribution.rank_flip import find_rank_flip
 from rerank_core.attribution.rank_flip_table import rank_flips_table
 from rerank_core.attribution.table import attributions_table
 from rerank_core.errors import ConfigError, JobError, WhyrankError
@@ -93,13 +94,14 @@ def run_attribute(config: AttributeJob) -> AttributeResult:
         **text_digests(config.prepared),
         "artefact": artefact_digest(config.artefact),
         "run": folder_digest(config.run, patterns=SHARDS),
-        "long_documents": long_documents_of(config.run),
     }
+    if (rule := long_documents_of(config.run)) != "truncate":
+        inputs["long_documents"] = rule
     with opened_output(config.output, job="attribute", config=config, inputs=inputs) as state:
         if state == "finished":
             logger.info("%s is finished: nothing to do", config.output)
         else:
-            check_reusable(config, inputs=inputs)
+            check_reusable_attributions(config, inputs=inputs)
             _attribute_pending(config, keys)
         result = _result(config.output, num_planned=len(keys))
         if state != "finished":
@@ -263,7 +265,7 @@ class AttributeWorker:
         settings: Mapping[str, Any],
         audit_share: float,
         seed: int,
-        long_documents: LongDocuments = "truncate",
+        long_documents: LongDocuments,
         reuse: Sequence[str] = (),
         run: str | None = None,
         query_words: bool = False,
@@ -328,7 +330,8 @@ class AttributeWorker:
         flips = {}
         for found in attributions:
             query, document = self._queries[found.query_id], self._documents[found.doc_id]
-            flip = rank_flip(found, query, document, scorer=self._scorer, run=run)
+            deletion, worths = document_deletion(found, query, document, scorer=self._scorer, run=run)
+            flip = find_rank_flip(deletion, found.values, worths)
             if flip:
                 flips[found.query_id, found.doc_id] = flip
         return flips

@@ -49,7 +49,7 @@ from rerank_core.evaluation.comparison import (
 from rerank_core.evaluation.explanation_page import EXPLANATION_PAGE, render_explanation_quality
 from rerank_core.evaluation.faithfulness_page import FAITHFULNESS_PAGE, render_faithfulness
 from rerank_core.evaluation.ranking_metrics import NDCG_BURGES, Metric, evaluate, metrics
-from rerank_core.formats import read_documents, table_of, write_table
+from rerank_core.formats import read_documents, read_queries, table_of, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -132,7 +132,7 @@ def run_evaluate(config: EvaluateJob) -> EvaluateResult:
         f"explanations/{item.name}/{place}": folder_digest(item.folder, patterns=("data/*.parquet",))
         for place, item in enumerate(explained)
     }
-    answers = _answers(config)
+    answers = _answers(config, explained)
     if config.answers is not None:
         inputs["answers"] = file_digest(config.answers)
     with opened_output(config.output, job="evaluate", config=config, inputs=inputs) as state:
@@ -188,10 +188,26 @@ def _explained(config: EvaluateJob) -> list[ExplanationFolder]:
     return explanation_folders(_named_folders(config.explanations), prepared=config.prepared)
 
 
-def _answers(config: EvaluateJob) -> Mapping[tuple[str, str], ExpertAnswer]:
+def _answers(
+    config: EvaluateJob, explained: Sequence[ExplanationFolder]
+) -> Mapping[tuple[str, str], ExpertAnswer]:
+    """Return the answers, and say how many of them are of what was explained."""
     if config.answers is None:
         return {}
-    return read_answers(config.answers, read_documents(config.prepared / "corpus.parquet"))
+    from jobs.expert_answers import num_answered
+
+    answers = read_answers(
+        config.answers,
+        queries=read_queries(config.prepared / "queries.parquet"),
+        documents=read_documents(config.prepared / "corpus.parquet"),
+    )
+    logger.info(
+        "%s: %d of %d answers are of explained documents",
+        config.answers,
+        num_answered(explained, answers),
+        len(answers),
+    )
+    return answers
 
 
 def _measure_explained(

@@ -57,18 +57,15 @@ def compare_with_answers(  # noqa: PLR0913 - the two sides, and how the first is
 ) -> AnswerTables:
     """Return how near the explanations of some folders come to answers; folders of one name are pooled.
 
-    Only documents that both were explained and have an answer count; explanations that compare two documents
-    are left out.
+    Of the texts those count that were kept of the generator, of documents with an answer; explanations that
+    compare two documents are left out. Of the words those of all attributed documents whose answer marks some
+    of them, and not all.
 
     Raises:
-        DataError: no explained document has an answer.
+        DataError: a name explains a document twice.
     """
     documents = read_documents(prepared / "corpus.parquet")
     texts = _told(folders, answers, documents)
-    if not texts:
-        raise DataError(
-            "no explained document has an answer; pass the answers of these queries and documents"
-        )
     of_texts = _measured(_likenesses(texts, answers, embedder=embedder, seed=seed))
     of_words = _measured(_found_rationales(folders, answers, documents, prepared=prepared, seed=seed))
     bootstrap: dict[str, Any] = {"num_samples": num_samples, "seed": seed}
@@ -89,6 +86,19 @@ def compare_with_answers(  # noqa: PLR0913 - the two sides, and how the first is
     )
 
 
+def num_answered(folders: Sequence[ExplanationFolder], answers: Answers) -> int:
+    """Return how many answers are of documents that some folders explain.
+
+    Raises:
+        DataError: none is.
+    """
+    explained = {(e.query_id, e.doc_id) for folder in folders for e in read_explanations(folder.folder)}
+    number = len(explained & answers.keys())
+    if not number:
+        raise DataError("no explained document has an answer; pass those of these queries and documents")
+    return number
+
+
 def show_answers(tables: AnswerTables, *, console: Console) -> None:
     """Print the means; the page has the intervals."""
     show_means(tables.texts, LIKENESS_LABELS, kind="text", console=console)
@@ -102,14 +112,18 @@ def _measured(found: ByKind) -> list[MeasuredDocuments]:
 def _told(
     folders: Sequence[ExplanationFolder], answers: Answers, documents: Mapping[str, Document]
 ) -> dict[tuple[str, str], dict[Key, str]]:
-    """Return by (name, kind) the text for each document that has an answer, and the document's own."""
+    """Return by (name, kind) the generator's text on each document with an answer, and the document's own."""
     texts: dict[tuple[str, str], dict[Key, str]] = {}
     for folder in folders:
         for explanation in read_explanations(folder.folder):
             key = (explanation.query_id, explanation.doc_id)
-            if key not in answers or explanation.template == CONTRAST_TEMPLATE:
+            if key not in answers or explanation.fallback or explanation.template == CONTRAST_TEMPLATE:
                 continue
             kind = WITH if explanation.with_attribution else WITHOUT
+            if key in texts.get((folder.name, kind), {}):
+                raise DataError(
+                    f"{folder.name!r} explains {key} twice ({folder.folder} is the second); name one"
+                )
             texts.setdefault((folder.name, kind), {})[key] = without_rank(explanation.text)
             texts.setdefault((folder.name, DOCUMENT), {})[key] = documents[key[1]].text
     return texts

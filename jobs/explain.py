@@ -17,7 +17,7 @@ from jobs.manifest import SHARDS, file_digest, finish_output, folder_digest, ope
 from jobs.placements import planned_placements
 from jobs.progress import progress_bar
 from jobs.ray_session import ray_session
-from jobs.reuse import check_reusable, reusable_explanations
+from jobs.reuse import check_reusable_explanations, reusable_explanations
 from jobs.shards import Key, Shard, commit_shard, pending_shards, plan_shards
 from jobs.verified_texts import once_answered, verified
 from rerank_core.errors import ConfigError
@@ -76,7 +76,7 @@ def run_explain(config: ExplainJob) -> ExplainResult:
         if state == "finished":
             logger.info("%s is finished: nothing to do", config.output)
         else:
-            check_reusable(config, inputs=inputs)
+            check_reusable_explanations(config, inputs=inputs)
             _explain_pending(config, placements, model=model)
         result = _result(config.output)
         if state != "finished":
@@ -164,7 +164,11 @@ def _explain_pending(
     num_texts = sum(map(len, placements.values()))
     first_texts = FirstTexts(config.output / "first_texts.jsonl")
     # An earlier execution may have had an answer.
-    is_first = len(pending) == len(shards) and not first_texts.read()
+    is_first = len(pending) == len(shards) and not known and not first_texts.read()
+    if not requests:
+        for _ in commit_explained(config, work, known.items()):
+            pass
+        return
     with ray_session(config.address), progress_bar() as progress:
         bar = progress.add_task(
             "explain: starting the engine", total=num_texts, completed=num_texts - len(work)

@@ -11,15 +11,12 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from jobs.deletions import document_deletion
 from jobs.progress import progress_bar
-from jobs.rank_flips import rival_scores
 from jobs.reattribution import NUM_WORDS, WORD_LEAVES, measure_stability
 from rerank_core.attribution.build import build_attributor
 from rerank_core.attribution.contract import document_seed
-from rerank_core.attribution.deletion import CoalitionScores, Deletion, word_spans
-from rerank_core.attribution.masking import TokenMasker
 from rerank_core.attribution.table import read_attributions
-from rerank_core.attribution.words import Part
 from rerank_core.data.splits import members
 from rerank_core.errors import ConfigError, DataError
 from rerank_core.evaluation.deletion_curves import measure_curves
@@ -43,7 +40,6 @@ from rerank_core.evaluation.faithfulness import (
 from rerank_core.evaluation.faithfulness_page import DELETION_LABELS, OWN, FaithfulnessTables
 from rerank_core.formats import read_documents, read_queries, read_run, read_split
 from rerank_core.models.artefact import load_artefact
-from rerank_core.models.near_copies import NearCopies
 from rerank_core.retrieval.bm25 import Bm25Retriever
 
 if TYPE_CHECKING:
@@ -166,10 +162,7 @@ def _measured_document(  # noqa: PLR0913 - a document, its model, and how closel
     name: str, attribution: Attribution, model: _Model, *, texts: _Texts, is_close: bool, seed: int
 ) -> _Found:
     query, document = texts.queries[attribution.query_id], texts.documents[attribution.doc_id]
-    part = Part.at(model.scorer.visible_span(query, document), document)
-    masked = TokenMasker(model.scorer.tokenizer).masked(part.text, word_spans(attribution, part))
-    deletion = Deletion(query, masked, attribution.score, rival_scores(model.run, attribution))
-    worths = CoalitionScores(deletion, NearCopies(model.scorer))
+    deletion, worths = document_deletion(attribution, query, document, scorer=model.scorer, run=model.run)
     orders = _orders(attribution, query, lexical=texts.lexical, seed=seed)
     curves: list[Mapping[str, float]] = []
     stability: ByKind = {}
@@ -179,7 +172,7 @@ def _measured_document(  # noqa: PLR0913 - a document, its model, and how closel
         stability = measure_stability(
             query,
             document,
-            visible=part.text,
+            visible=deletion.masked.text,
             attributor=model.attributor,
             seed=model.seed,
             documents=list(texts.documents.values()),

@@ -91,8 +91,11 @@ def prepared_digest(prepared: Path) -> str:
     return folder_digest(prepared, patterns=("**/*.parquet", "summary.json"))
 
 
-def other_inputs(manifest: Mapping[str, Any], digests: Mapping[str, str]) -> list[str]:
-    """Return the names of the inputs, in order, whose digests are not those that a manifest records."""
+def other_inputs(manifest: Mapping[str, Any], digests: Mapping[str, str | None]) -> list[str]:
+    """Return the names of the inputs, in order, whose digests are not those that a manifest records.
+
+    None stands for an input that is not recorded.
+    """
     return [name for name, digest in digests.items() if manifest["digests"].get(f"input:{name}") != digest]
 
 

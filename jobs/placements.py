@@ -57,7 +57,7 @@ def planned_placements(config: ExplainJob) -> dict[Key, tuple[Placement, ...]]:
             )
         with_words = Placement(
             query=queries[attribution.query_id],
-            document=documents[attribution.doc_id],
+            document=read_document(attribution, documents[attribution.doc_id]),
             rank=rank_by_key[key],
             num_candidates=num_by_query[attribution.query_id],
             evidence=select_evidence(attribution, k=config.num_words),
@@ -71,6 +71,25 @@ def planned_placements(config: ExplainJob) -> dict[Key, tuple[Placement, ...]]:
             f"{config.attributions} holds no attribution, so there is nothing to explain; see its quarantine"
         )
     return placements
+
+
+def read_document(attribution: Attribution, document: Document) -> Document:
+    """Return a document as far as its scorer reads it: an explanation may tell nothing else of it.
+
+    Of a text that is read in part, what stands from the first attributed word to the last remains, with the
+    letters and marks that touch them; a title without an attributed word goes.
+    """
+    if not attribution.is_truncated or not attribution.units:
+        return document
+    of_text = [unit for unit in attribution.units if unit.field == "text"]
+    is_titled = len(of_text) < len(attribution.units)
+    start, end = (of_text[0].start, of_text[-1].end) if of_text else (0, 0)
+    while start > 0 and not document.text[start - 1].isspace():
+        start -= 1
+    while end < len(document.text) and not document.text[end].isspace():
+        end += 1
+    title = document.title if is_titled else ""
+    return dataclasses.replace(document, text=document.text[start:end], title=title)
 
 
 def _contrasts(
@@ -89,7 +108,7 @@ def _contrasts(
         evidence = contrast_evidence(
             attributions[key],
             attributions[lower],
-            document=documents[lower[1]],
+            document=read_document(attributions[lower], documents[lower[1]]),
             rank=rank + 1,
             k=config.num_words,
         )

@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from jobs.attribution_folders import ATTRIBUTOR_SETTINGS
-from jobs.config import AttributeJob
 from jobs.manifest import other_inputs, require_finished
 from rerank_core.attribution.table import read_attributions
 from rerank_core.errors import ConfigError
 from rerank_core.explanation.table import read_explanations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from jobs.config import ExplainJob
+    from jobs.config import AttributeJob, ExplainJob
     from jobs.shards import Key
     from rerank_core.records import Attribution, Explanation
 
@@ -26,23 +25,40 @@ GENERATOR_SETTINGS = ("max_new_tokens", "max_model_tokens", "temperature", "seed
 """What decides a text besides the model and what it is to tell."""
 
 
-def check_reusable(config: AttributeJob | ExplainJob, *, inputs: Mapping[str, str]) -> None:
-    """Refuse folders of which nothing may be taken over; `inputs` are the digests of this job's.
+def check_reusable_attributions(config: AttributeJob, *, inputs: Mapping[str, str]) -> None:
+    """Refuse folders whose attributions may not be taken over; `inputs` are the digests of this job's.
 
     Raises:
-        DataError: a folder is not a finished output of the same job.
-        ConfigError: for attributions the artefact, the documents, the queries, how long documents are read,
-            or a setting differs; for explanations the model or a setting.
+        DataError: a folder is not a finished output of `whyrank attribute`.
+        ConfigError: its artefact, its documents, its queries, how long documents are read, or a setting
+            differ.
     """
-    job, names, settings = (
-        ("attribute", ("artefact", "corpus", "queries", "long_documents"), ATTRIBUTION_SETTINGS)
-        if isinstance(config, AttributeJob)
-        else ("explain", ("model",), GENERATOR_SETTINGS)
-    )
+    names = ("artefact", "corpus", "queries", "long_documents")
+    _check(config, job="attribute", names=names, settings=ATTRIBUTION_SETTINGS, inputs=inputs)
+
+
+def check_reusable_explanations(config: ExplainJob, *, inputs: Mapping[str, str]) -> None:
+    """Refuse folders whose explanations may not be taken over; `inputs` are the digests of this job's.
+
+    Raises:
+        DataError: a folder is not a finished output of `whyrank explain`.
+        ConfigError: its model or a setting differ.
+    """
+    _check(config, job="explain", names=("model",), settings=GENERATOR_SETTINGS, inputs=inputs)
+
+
+def _check(
+    config: AttributeJob | ExplainJob,
+    *,
+    job: str,
+    names: Sequence[str],
+    settings: Sequence[str],
+    inputs: Mapping[str, str],
+) -> None:
     for folder in config.reuse:
         earlier = require_finished(folder, job=job)
         different = [
-            *other_inputs(earlier, {name: inputs[name] for name in names}),
+            *other_inputs(earlier, {name: inputs.get(name) for name in names}),
             *(name for name in settings if earlier["config"].get(name) != getattr(config, name)),
         ]
         if different:

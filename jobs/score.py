@@ -187,7 +187,7 @@ class ScoreWorker:
         artefact: str,
         output: str,
         max_tokens_per_batch: int,
-        long_documents: LongDocuments = "truncate",
+        long_documents: LongDocuments,
     ) -> None:
         folder = Path(prepared)
         documents = read_documents(folder / "corpus.parquet")

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rerank_core.attribution.words import Part
 from rerank_core.errors import DataError
 
 if TYPE_CHECKING:
     from rerank_core.attribution.contract import TextScorer
     from rerank_core.attribution.masking import MaskedText
-    from rerank_core.attribution.words import Part, Span
-    from rerank_core.records import Attribution, Query
+    from rerank_core.attribution.words import Span
+    from rerank_core.records import Attribution, Document, Query
 
 Worths = Callable[[Sequence[int]], Sequence[float]]
 """The scores of what is left of a document for coalitions of its words."""
@@ -36,6 +37,25 @@ def word_spans(attribution: Attribution, part: Part) -> list[Span]:
         for unit in attribution.units
         for shift in [part.text_start if unit.field == "text" else -part.start]
     ]
+
+
+def attributed_part(attribution: Attribution, document: Document, spans: Sequence[Span]) -> Part:
+    """Return the part of a document, of those that its scorer reads, in which an attribution's units lie.
+
+    Raises:
+        DataError: they lie in none.
+    """
+    for part in (Part.at(span, document) for span in spans):
+        lie_there = (
+            start >= 0 and part.text[start:end] == unit.text
+            for (start, end), unit in zip(word_spans(attribution, part), attribution.units, strict=True)
+        )
+        if all(lie_there):
+            return part
+    raise DataError(
+        f"query {attribution.query_id!r}, document {attribution.doc_id!r}: the attributed words lie in no"
+        " part that the scorer reads; attribute again with this artefact"
+    )
 
 
 def members_of(places: Sequence[int]) -> int:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rerank_core.data.rows import InputRow
+from rerank_core.errors import DataError
 from rerank_core.formats import read_jsonl
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from rerank_core.records import Document
+    from rerank_core.records import Document, Query
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +24,15 @@ class ExpertAnswer:
     rationale: tuple[int, int] | None  # what the person marked, where anything
 
 
-def read_answers(path: Path, documents: Mapping[str, Document]) -> dict[tuple[str, str], ExpertAnswer]:
+def read_answers(
+    path: Path, *, queries: Mapping[str, Query], documents: Mapping[str, Document]
+) -> dict[tuple[str, str], ExpertAnswer]:
     """Return the answers of a JSONL file by (query_id, doc_id); its columns are those and answer, rationale?.
 
     Raises:
-        DataError: a row lacks a column or has something else than text there, answers a pair for a second
-            time, names no document of the collection, or marks what its document does not hold.
+        DataError: there is no row; or one lacks a column, has something else than text there, answers a pair
+            for a second time, names no query or document of the collection, or marks what its document does
+            not hold.
     """
     answers: dict[tuple[str, str], ExpertAnswer] = {}
     for number, values in read_jsonl(path):
@@ -36,9 +40,12 @@ def read_answers(path: Path, documents: Mapping[str, Document]) -> dict[tuple[st
         key = (row.identifier("query_id"), row.identifier("doc_id"))
         if key in answers:
             raise row.error(f"query {key[0]!r} and document {key[1]!r} have an answer already; keep one")
-        if key[1] not in documents:
-            raise row.error(f"no document is called {key[1]!r}; pass the answers of this collection")
+        for name, known, identifier in (("query", queries, key[0]), ("document", documents, key[1])):
+            if identifier not in known:
+                raise row.error(f"no {name} is called {identifier!r}; pass the answers of this collection")
         answers[key] = ExpertAnswer(row.identifier("answer"), _rationale(row, documents[key[1]]))
+    if not answers:
+        raise DataError(f"{path} holds no answer; leave it out, or pass a file with one per line")
     return answers
 
 

@@ -39,10 +39,11 @@ def render_answers(tables: AnswerTables) -> str:
         "## Texts",
         mean_table(tables.texts, LIKENESS_LABELS, kind="text"),
         "`with` was written from the document and its attributed words, `without` from the document alone;"
-        " both are compared without the sentence that states the rank. `document` is the document's own text,"
-        f" copied. `…, other answers`: the same texts beside up to {NUM_OTHERS} answers to other queries,"
-        " what any text of this kind would have. A person answers the query; an explanation says why a"
-        " document was placed: they need not be alike.",
+        " both are compared without the sentence that states the rank, and only where the generator's own"
+        " text was kept. Cosine and BERTScore are from the vectors of `--text-model`, not rescaled: compare"
+        " rows, not pages. `document` is the document's own text, copied. `…, other answers`: the same texts"
+        f" beside up to {NUM_OTHERS} answers to other queries, what any text of this kind would have. A"
+        " person answers the query; an explanation says why a document was placed: they need not be alike.",
         difference_table(tables.text_differences, LABELS),
         "## Words",
         *_words(tables),
@@ -57,7 +58,8 @@ def _words(tables: AnswerTables) -> list[str]:
         mean_table(tables.words, RATIONALE_LABELS, kind="order"),
         "The words of a document in an order, and where in it those stand that a person marked: by attributed"
         " value, by the inverse document frequency of words that the query shares (ties as in the text), and"
-        " at random. What a scorer reacts to need not be what a person would mark: this says whether the two"
-        " agree, not whether the attribution is right.",
+        " at random. Documents of which a person marked all that was attributed, or nothing of it, are not"
+        " among these. What a scorer reacts to need not be what a person would mark: this says whether the"
+        " two agree, not whether the attribution is right.",
         difference_table(tables.word_differences, LABELS),
     ]

@@ -12,9 +12,14 @@ if TYPE_CHECKING:
     from rerank_core.evaluation.document_table import Difference, MeanRow
 
 
-def mean_table(rows: Sequence[MeanRow], labels: Mapping[str, str], *, kind: str) -> str:
-    """Return one line per row and one column per measure; `kind` is what the kinds of rows are."""
-    header = ["name", kind, "queries", "documents", *labels.values()]
+def mean_table(
+    rows: Sequence[MeanRow], labels: Mapping[str, str], *, kind: str, unit: str = "documents"
+) -> str:
+    """Return one line per row and one column per measure.
+
+    `kind` is what the kinds of rows are, `unit` what was measured of each query.
+    """
+    header = ["name", kind, "queries", unit, *labels.values()]
     lines = [
         [row.name, row.kind, str(row.num_queries), str(row.num_documents)]
         + [interval(row.values[measure]) if measure in row.values else "–" for measure in labels]
@@ -23,9 +28,11 @@ def mean_table(rows: Sequence[MeanRow], labels: Mapping[str, str], *, kind: str)
     return table(header, lines)
 
 
-def difference_table(differences: Sequence[Difference], labels: Mapping[str, str]) -> str:
+def difference_table(
+    differences: Sequence[Difference], labels: Mapping[str, str], *, unit: str = "documents"
+) -> str:
     """Return one line per difference; a measure is called what `labels` say."""
-    header = ["first", "second", "measure", "queries", "documents", "first − second"]
+    header = ["first", "second", "measure", "queries", unit, "first − second"]
     lines = [
         [
             " ".join(found.first),

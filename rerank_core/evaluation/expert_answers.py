@@ -5,6 +5,8 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING, Final
 
+from rerank_core.attribution.deletion import word_spans
+from rerank_core.attribution.words import Part
 from rerank_core.evaluation.text_metrics import bert_score, cosine, rouge_l
 
 if TYPE_CHECKING:
@@ -50,10 +52,8 @@ def other_answers(
 
 def is_marked(attribution: Attribution, document: Document, rationale: tuple[int, int]) -> list[bool]:
     """Return for each unit of an attribution whether it lies in what a person marked of the content."""
-    text_start = len(document.content) - len(document.text)
-    starts = [unit.start + text_start * (unit.field == "text") for unit in attribution.units]
-    ends = [unit.end + text_start * (unit.field == "text") for unit in attribution.units]
-    return [rationale[0] <= start and end <= rationale[1] for start, end in zip(starts, ends, strict=True)]
+    whole = Part.at((0, len(document.content)), document)
+    return [rationale[0] <= start and end <= rationale[1] for start, end in word_spans(attribution, whole)]
 
 
 def average_precision(order: Sequence[int], marked: Sequence[bool]) -> float:

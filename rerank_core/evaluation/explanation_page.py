@@ -62,9 +62,9 @@ def _reader(tables: ExplanationTables) -> list[str]:
     if not tables.reader:
         return ["Not measured: it takes two explained documents of two queries or more."]
     return [
-        mean_table(tables.reader, READER_LABELS, kind="texts"),
+        mean_table(tables.reader, READER_LABELS, kind="texts", unit="rankings"),
         "A ridge regression from a text's embedding, without the sentence that states the rank and with those"
         " on effects in one order, fitted on other queries, orders the documents of a query; τ compares with"
         " their ranks. `shuffled`: each query's texts handed out anew among its documents.",
-        difference_table(tables.reader_differences, LABELS),
+        difference_table(tables.reader_differences, LABELS, unit="rankings"),
     ]

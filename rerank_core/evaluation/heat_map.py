@@ -132,7 +132,9 @@ def _read_part(
 ) -> tuple[tuple[Segment, ...], tuple[Segment, ...]]:
     """Return title and text without what stands before the first unit and behind the last one."""
     if not _has_units(title):
-        return (), _without_start(_without_rest(text)) if _has_units(text) else ()
+        shown = _without_start(_without_rest(text)) if _has_units(text) else ()
+        is_from_start = shown[:1] == text[:1] and not words("".join(segment.text for segment in title))
+        return title if is_from_start else (), shown
     if not _has_units(text):
         return _without_start(_without_rest(title)), ()
     return _without_start(title), _without_rest(text)

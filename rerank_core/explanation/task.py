@@ -65,8 +65,13 @@ class Placement:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of all that a text about it depends on, besides its generator, in hexadecimal."""
-        told = json.dumps([asdict(self), load_template(self.template)], sort_keys=True)
+        """The SHA-256 of what a text is to tell and how it is asked for, in hexadecimal.
+
+        It is of the placement, and of prompt and schema, so of the words that a text may have. The checks
+        that a text has passed, and the sentences on rank and effects, are not in it.
+        """
+        task = build_task(self)
+        told = json.dumps([asdict(self), task.prompt, task.schema], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()
 
 

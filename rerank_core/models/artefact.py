@@ -135,7 +135,8 @@ def _write_files(
 
 def _golden_rows(scorer: LanguageModelScorer, pairs: Sequence[tuple[Query, Document]]) -> list[str]:
     rows = []
-    for (query, document), score in zip(pairs, scorer.score_pairs(pairs), strict=True):
+    encoded = [scorer.encoder.encode(query, document) for query, document in pairs]
+    for (query, document), score in zip(pairs, scorer.score_encoded(encoded), strict=True):
         row = {"query": query.text, "title": document.title, "text": document.text, "score": score}
         rows.append(json.dumps(row, ensure_ascii=False) + "\n")
     return rows

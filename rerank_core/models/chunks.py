@@ -14,9 +14,9 @@ Span = tuple[int, int]
 def chunk_spans(text: str, token_ends: Sequence[int], *, room: int) -> list[Span]:
     """Return the characters of a text's chunks of at most `room` tokens, from left to right.
 
-    `token_ends` are where the tokens of the text end. The chunks are as few and as even as can be, and share
-    no token; each ends at white space where its second half has some, else (a script without spaces) behind
-    a token. White space at a chunk's ends is left out, and so is a chunk of nothing else.
+    `token_ends` are where the tokens of the text end. The chunks are as few and as even as that allows, and
+    share no token; each ends at white space where its second half has some, else (a script without spaces)
+    behind a token. White space at a chunk's ends is left out, and so is a chunk of nothing else.
 
     Raises:
         ValueError: `room` is below 1.

@@ -297,6 +297,10 @@ class SingleNeuronModel(nn.Module):
         return scores
 
 
+def _part(document: Document, span: Span) -> Document:
+    return Document(document.doc_id, document.content[slice(*span)])
+
+
 def best_reading(readings: Sequence[Reading]) -> Reading:
     """Return the reading with the highest score, the first of equals; one whose score is no number wins."""
     return max(readings, key=lambda reading: (math.isnan(reading.score), reading.score))
@@ -435,12 +439,9 @@ class LanguageModelScorer:
         pair = self.encoder.encode(query, document)
         is_whole = not pair.is_truncated or self.long_documents == "truncate"
         spans = [] if is_whole else self.encoder.chunks(query, document)
-        if len(spans) < 2:  # a query can be too long by itself
+        if not spans:
             return [((0, len(document.content)), pair)]
-        return [(span, self._encoded_part(query, document, span)) for span in spans]
-
-    def _encoded_part(self, query: Query, document: Document, span: Span) -> EncodedPair:
-        return self.encoder.encode(query, Document(document.doc_id, document.content[slice(*span)]))
+        return [(span, self.encoder.encode(query, _part(document, span))) for span in spans]
 
     def score_encoded(self, pairs: Sequence[EncodedPair]) -> list[float]:
         """Return one score per encoded pair, in the order of `pairs`.
@@ -463,11 +464,21 @@ class LanguageModelScorer:
 
         They are all that the model reads next to this query, or the chunk with the highest score.
         """
-        start, end = (0, len(document.content))
-        if self.long_documents == "max_chunk":
-            start, end = best_reading(self.readings([(query, document)])[0]).span
-        part = Document(document.doc_id, document.content[start:end])
-        return start, start + len(self.encoder.visible_content(query, part))
+        spans = self.visible_spans(query, document)
+        if len(spans) == 1:
+            return spans[0]
+        readings = self.readings([(query, document)])[0]
+        return spans[readings.index(best_reading(readings))]
+
+    def visible_spans(self, query: Query, document: Document) -> list[Span]:
+        """Return the characters of each part of the content that the model reads next to this query.
+
+        They are one part, or all chunks, from left to right; no model is asked.
+        """
+        return [
+            (span[0], span[0] + len(self.encoder.visible_content(query, _part(document, span))))
+            for span, _ in self._parts(query, document)
+        ]
 
     def visible_query(self, query: Query) -> str:
         """Return the part of the query's text that the model reads."""

@@ -543,7 +543,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--encoder-artefact", type=Path, help="a trained encoder scorer")
     parser.add_argument("--cache", type=Path, help="folder that keeps exact values")
     parser.add_argument("--figure", type=Path, help="file for the picture of error against evaluations")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.study < 1:
+        parser.error("--study must be at least 1: the cost to reach shap's error is measured on it")
+    return options
 
 
 if __name__ == "__main__":

@@ -71,7 +71,6 @@ def attribute(job: AttributeJob, keys: list[Key]) -> None:
         **text_digests(job.prepared),
         "artefact": artefact_digest(job.artefact),
         "run": folder_digest(job.run, patterns=("data/shard-*.parquet",)),
-        "long_documents": long_documents_of(job.run),
     }
     with opened_output(job.output, job="attribute", config=job, inputs=inputs) as state:
         if state == "finished":
@@ -83,6 +82,7 @@ def attribute(job: AttributeJob, keys: list[Key]) -> None:
             settings=attributor_settings(job),
             audit_share=job.audit_share,
             seed=job.seed,
+            long_documents=long_documents_of(job.run),
         )
         for shard in plan_shards(job.output, keys, size=job.shard_documents):
             worker(shard)

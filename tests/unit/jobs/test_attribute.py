@@ -17,6 +17,7 @@ from jobs.attribute import (
 )
 from jobs.audit import RunningError, audit_record, is_audited, summarise_audit
 from jobs.config import AttributeJob
+from jobs.deletions import document_deletion
 from jobs.manifest import (
     QUERY_WORDS_FOLDER,
     RANK_FLIPS_FOLDER,
@@ -28,10 +29,10 @@ from jobs.manifest import (
     text_digests,
     write_json,
 )
-from jobs.rank_flips import rank_flip
-from jobs.reuse import check_reusable
+from jobs.reuse import check_reusable_attributions
 from jobs.run_folders import long_documents_of
 from jobs.shards import Quarantined, Shard, commit_shard, plan_shards, read_quarantine
+from rerank_core.attribution.rank_flip import find_rank_flip
 from rerank_core.attribution.rank_flip_table import read_rank_flips
 from rerank_core.attribution.shap_adapter import ShapAttributor
 from rerank_core.attribution.table import attributions_table, read_attributions
@@ -115,6 +116,7 @@ def _worker(job):
         reuse=[str(folder) for folder in job.reuse],
         run=str(job.run) if job.rank_flips else None,
         query_words=job.query_words,
+        long_documents=long_documents_of(job.run),
     )
 
 
@@ -262,7 +264,6 @@ def _committed_before_a_kill(job, *, done, quarantined):
         "queries": file_digest(job.prepared / "queries.parquet"),
         "artefact": artefact_digest(job.artefact),
         "run": folder_digest(job.run, patterns=("data/shard-*.parquet",)),
-        "long_documents": long_documents_of(job.run),
     }
     with opened_output(job.output, job="attribute", config=job, inputs=inputs):
         (shard,) = plan_shards(job.output, planned_keys(job), size=job.shard_documents)
@@ -306,7 +307,8 @@ def test_the_words_that_hold_a_rank_are_kept_beside_the_attributions(job):
     assert flips.keys() <= set(keys)
     for attribution in read_attributions(job.output)[:2]:
         document = next(found for found in DOCUMENTS if found.doc_id == attribution.doc_id)
-        flip = rank_flip(attribution, QUERIES[0], document, scorer=scorer, run=run)
+        deletion, worths = document_deletion(attribution, QUERIES[0], document, scorer=scorer, run=run)
+        flip = find_rank_flip(deletion, attribution.values, worths)
         assert flips.get((attribution.query_id, attribution.doc_id)) == flip
 
 
@@ -340,7 +342,6 @@ def _attributed(job, *keys):
     inputs = {
         **text_digests(job.prepared),
         "artefact": artefact_digest(job.artefact),
-        "long_documents": long_documents_of(job.run),
     }
     with opened_output(job.output, job="attribute", config=job, inputs=inputs):
         _worker(job)(Shard(0, keys))
@@ -368,13 +369,13 @@ def test_attributions_of_an_earlier_output_are_taken_over(job, tmp_path):
 def test_attributions_made_otherwise_are_not_taken_over(job, tmp_path, change):
     inputs = _attributed(job, ("q1", "d1"))
     more = _with(job, output=tmp_path / "more", reuse=(job.output,))
-    check_reusable(more, inputs=inputs)
+    check_reusable_attributions(more, inputs=inputs)
     with pytest.raises(ConfigError, match=f"another {next(iter(change))}: nothing of it can be reused"):
-        check_reusable(_with(more, **change), inputs=inputs)
+        check_reusable_attributions(_with(more, **change), inputs=inputs)
     with pytest.raises(ConfigError, match="another corpus"):
-        check_reusable(more, inputs=inputs | {"corpus": "other"})
+        check_reusable_attributions(more, inputs=inputs | {"corpus": "other"})
     with pytest.raises(ConfigError, match="another long_documents"):
-        check_reusable(more, inputs=inputs | {"long_documents": "max_chunk"})
+        check_reusable_attributions(more, inputs=inputs | {"long_documents": "max_chunk"})
 
 
 @pytest.mark.parametrize(

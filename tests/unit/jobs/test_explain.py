@@ -1,6 +1,7 @@
 """What is explained and refused, how answers become shards, what a finished job says; without an engine."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +28,8 @@ from jobs.generation import (
     failure_reason,
 )
 from jobs.manifest import file_digest, folder_digest, opened_output, read_manifest, write_json
-from jobs.placements import planned_placements
-from jobs.reuse import check_reusable
+from jobs.placements import planned_placements, read_document
+from jobs.reuse import check_reusable_explanations
 from jobs.shards import Shard, commit_shard, pending_shards, plan_shards
 from jobs.verified_texts import once_answered, verified
 from rerank_core.attribution.table import attributions_table
@@ -396,7 +397,7 @@ def test_texts_that_tell_the_same_are_taken_over_from_an_earlier_output(job, tmp
         _commit_all(job)
     run_explain(job)
     again = replace(job, output=tmp_path / "again", reuse=(job.output,), shard_documents=7)
-    check_reusable(again, inputs=inputs)
+    check_reusable_explanations(again, inputs=inputs)
     placements = _placements(again)
     known = known_explanations(again, placements)
     earlier = read_explanations(job.output)
@@ -415,11 +416,11 @@ def test_texts_of_another_model_or_setting_are_not_taken_over(job, tmp_path, cha
     run_explain(job)
     again = replace(job, output=tmp_path / "again", reuse=(job.output,))
     with pytest.raises(ConfigError, match=f"another {next(iter(change))}: nothing of it can be reused"):
-        check_reusable(replace(again, **change), inputs=inputs)
+        check_reusable_explanations(replace(again, **change), inputs=inputs)
     with pytest.raises(ConfigError, match="another model"):
-        check_reusable(again, inputs=inputs | {"model": "other"})
+        check_reusable_explanations(again, inputs=inputs | {"model": "other"})
     with pytest.raises(DataError, match="written by `whyrank score`"):
-        check_reusable(replace(again, reuse=(job.run,)), inputs=inputs)
+        check_reusable_explanations(replace(again, reuse=(job.run,)), inputs=inputs)
 
 
 def test_the_digest_of_what_is_told_is_of_all_that_is_told(job) -> None:
@@ -477,3 +478,57 @@ def test_the_engine_never_calls_out(on_gpu) -> None:
     )
     assert environment["VLLM_HOST_IP"] == "127.0.0.1"
     assert ("OMP_NUM_THREADS" in environment) is not on_gpu
+
+
+def test_where_every_text_is_known_no_engine_is_started_and_all_is_committed_in_order(job, tmp_path) -> None:
+    inputs = input_digests(job, Path(job.model))
+    placements = planned_placements(job)
+    with opened_output(job.output, job="explain", config=job, inputs=inputs):
+        for shard, both in zip(
+            plan_shards(job.output, list(placements), size=1), placements.values(), strict=True
+        ):
+            texts = [conclude(placement, [Generation(GOOD, 9, 8)] * 2, generator="g") for placement in both]
+            commit_shard(
+                job.output,
+                shard,
+                explanations_table(texts),
+                key_columns=("query_id", "doc_id"),
+                quarantined=(),
+            )
+    earlier = run_explain(job)
+    again = replace(job, output=tmp_path / "again", reuse=(job.output,), shard_documents=7)
+    result = run_explain(again)  # without a Ray
+    assert replace(result, explanations=job.output) == earlier
+    assert read_explanations(again.output) == read_explanations(job.output)
+
+
+def test_a_request_that_fails_again_beside_known_texts_gets_the_template(job, tmp_path, monkeypatch) -> None:
+    inputs = input_digests(job, Path(job.model))
+    with opened_output(job.output, job="explain", config=job, inputs=inputs):
+        _commit_all(job)
+    run_explain(job)
+    asked = []
+
+    def refusing(requests, engine):
+        asked.append([request.index for request in requests])
+        return iter([(request.index, Failure("too long")) for request in requests])
+
+    monkeypatch.setattr("jobs.explain.generate", refusing)
+    monkeypatch.setattr("jobs.explain.ray_session", lambda address: nullcontext())
+    again = replace(job, output=tmp_path / "again", reuse=(job.output,))
+    run_explain(again)
+    assert asked == [[1, 3]]
+    found = read_explanations(again.output)
+    earlier = read_explanations(job.output)
+    assert [found[0], found[2]] == [earlier[0], earlier[2]]
+    assert found[1].problems == found[3].problems == ("generator_failed: too long",)
+
+
+def test_of_a_document_that_is_read_in_part_only_that_part_is_told() -> None:
+    document = Document("d", "One two. Sea-ice (2 m), thick. Then more.", title="Arctic")
+    units = (Unit("ice", 13, 16), Unit("2", 18, 19), Unit("m", 20, 21), Unit("thick", 24, 29))
+    found = Attribution("q", "d", 0.0, 0.0, units, (0.0,) * 4, "exact", 1, 0.0, 0, is_truncated=True)
+    assert read_document(found, document) == replace(document, text="Sea-ice (2 m), thick.", title="")
+    of_title = replace(found, units=(Unit("Arctic", 0, 6, "title"), *units[:1]), values=(0.0, 0.0))
+    assert read_document(of_title, document) == replace(document, text="Sea-ice")
+    assert read_document(replace(found, is_truncated=False), document) == document

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from jobs.config import ExplainJob
-from jobs.expert_answers import compare_with_answers, show_answers
+from jobs.expert_answers import compare_with_answers, num_answered, show_answers
 from jobs.explanation_quality import (
     explanation_folders,
     measure_explanations,
@@ -140,7 +140,8 @@ def test_the_page_and_the_console_name_both_conditions(prepared: Path, explained
     page = render_explanation_quality(tables)
     assert "| dpo | with | 6 | 24 | 1.000 [1.000, 1.000] |" in page
     assert "| dpo with | dpo without | recall | 6 | 24 | +" in page
-    assert "Kendall's τ" in page
+    assert "| name | texts | queries | rankings | Kendall's τ |" in page
+    assert "| first | second | measure | queries | rankings | first − second |" in page
     console = Console(file=StringIO(), width=80)
     show_explanation_quality(tables, console=console)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
@@ -187,7 +188,11 @@ def test_answers_that_say_nothing_of_what_was_explained_are_refused(prepared: Pa
     folders = explanation_folders({"dpo": [explained]}, prepared=prepared)
     other = {("q9", "d0"): ExpertAnswer("hot", None)}
     with pytest.raises(DataError, match="no explained document has an answer"):
-        compare_with_answers(folders, other, prepared=prepared, embedder=_Heat(), num_samples=100, seed=0)
+        num_answered(folders, other)
+    assert num_answered(folders, {**other, **_answers()}) == 24
+    twice = explanation_folders({"dpo": [explained, explained]}, prepared=prepared)
+    with pytest.raises(DataError, match=r"'dpo' explains \('q0', 'd0'\) twice"):
+        compare_with_answers(twice, _answers(), prepared=prepared, embedder=_Heat(), num_samples=100, seed=0)
     unmarked = {key: ExpertAnswer(answer.text, None) for key, answer in _answers().items()}
     tables = compare_with_answers(
         folders, unmarked, prepared=prepared, embedder=_Heat(), num_samples=100, seed=0

@@ -11,6 +11,7 @@ from jobs.config import AttributeJob, EvaluateJob, PrepareJob, ScoreJob
 from jobs.evaluate import run_evaluate
 from jobs.manifest import finish_output, folder_digest, opened_output, text_digests
 from jobs.prepare import run_prepare
+from jobs.run_folders import long_documents_of
 from jobs.score import run_score_here
 from jobs.shards import plan_shards
 from rerank_core.errors import ConfigError, DataError
@@ -67,6 +68,7 @@ def attribute(job):
             settings=attributor_settings(job),
             audit_share=job.audit_share,
             seed=job.seed,
+            long_documents=long_documents_of(job.run),
         )
         for shard in plan_shards(job.output, planned_keys(job), size=job.shard_documents):
             worker(shard)

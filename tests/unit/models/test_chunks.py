@@ -1,5 +1,6 @@
 """A long document is read in chunks, each whole, and has the score of the best one."""
 
+from dataclasses import replace
 from itertools import pairwise
 from math import ceil, nan
 
@@ -7,12 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.rank_flips import rank_flip
+from jobs.deletions import document_deletion
 from jobs.score import score_and_cut
 from rerank_core.attribution.build import build_attributor
 from rerank_core.attribution.contract import check_residual
+from rerank_core.attribution.rank_flip import find_rank_flip
+from rerank_core.errors import DataError
+from rerank_core.models.build import build_encoder, build_model, load_tokenizer
 from rerank_core.models.chunks import chunk_spans
 from rerank_core.models.scorer import LanguageModelScorer, Reading, best_reading
+from rerank_core.models.tiny import save_tiny_writer
 from rerank_core.records import Document, Query, Ranking, Run
 from rerank_core.text import words
 
@@ -116,10 +121,29 @@ def test_no_words_hold_a_rank_that_another_chunk_has_as_well(chunking, above, is
     scores = sorted(reading.score for reading in chunking.readings([(QUERY, LONG)])[0])
     rival = {"best": scores[-1], "second": scores[-2]}[above] - 1e-9
     run = Run("run", {"q": Ranking("q", ("long", "rival"), (found.score, rival))})
-    flip = rank_flip(found, QUERY, LONG, scorer=chunking, run=run)
+    deletion, worths = document_deletion(found, QUERY, LONG, scorer=chunking, run=run)
+    flip = find_rank_flip(deletion, found.values, worths)
     assert (flip is not None) == is_held
     if flip:
         assert scores[-2] <= flip.score < rival
+
+
+def test_an_attribution_of_another_text_is_refused(chunking):
+    (found,) = build_attributor(chunking, "pruned", max_evals=60).attribute(QUERY, [LONG], seed=0)
+    other = replace(LONG, text="so " + LONG.text)
+    run = Run("run", {"q": Ranking("q", ("long",), (found.score,))})
+    with pytest.raises(DataError, match="'long': the attributed words lie in no part that the scorer reads"):
+        document_deletion(found, QUERY, other, scorer=chunking, run=run)
+
+
+def test_a_chunk_is_read_where_all_before_it_are_blank(tmp_path):
+    save_tiny_writer(tmp_path, [QUERY.text, LONG.content], seed=0)  # line breaks are tokens to it
+    model = build_model(tmp_path, head="linear", num_layers=None, seed=0)
+    encoder = build_encoder(load_tokenizer(tmp_path), model.config, head="linear", max_length=80)
+    chunking = LanguageModelScorer(model, encoder, digest="x", long_documents="max_chunk")
+    document = Document("d", "\n\t" * 200 + "ice")
+    (readings,) = chunking.readings([(QUERY, document)])
+    assert [document.content[slice(*reading.span)] for reading in readings] == ["ice"]
 
 
 def test_a_document_that_is_read_in_chunks_does_not_count_as_cut(chunking):
