@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs.manifest import SHARDS, folder_digest, other_inputs, require_finished, text_digests
+from jobs.placements import read_document
 from rerank_core.attribution.table import read_attributions
 from rerank_core.errors import ConfigError, DataError
 from rerank_core.evaluation.document_table import (
@@ -132,10 +133,7 @@ def _measured(
     folder: ExplanationFolder, documents: Mapping[str, Document]
 ) -> list[tuple[Explanation, int, dict[str, float]]]:
     """Return each explanation with the rank of its document and its measures."""
-    evidence = {
-        (found.query_id, found.doc_id): select_evidence(found, k=folder.num_words)
-        for found in read_attributions(folder.attributions)
-    }
+    attributions = {(found.query_id, found.doc_id): found for found in read_attributions(folder.attributions)}
     columns = {"query_id": pa.string(), "doc_id": pa.string(), "rank": pa.int32()}
     rank_by_key = {
         (query_id, doc_id): rank
@@ -146,7 +144,12 @@ def _measured(
         if explanation.template == CONTRAST_TEMPLATE:
             continue
         key = (explanation.query_id, explanation.doc_id)
-        quality = text_quality(explanation, evidence=evidence[key], document=documents[explanation.doc_id])
+        attribution = attributions[key]
+        quality = text_quality(
+            explanation,
+            evidence=select_evidence(attribution, k=folder.num_words),
+            document=read_document(attribution, documents[explanation.doc_id]),
+        )
         measures = {
             "own_text": float(not explanation.fallback),
             "retried": float(explanation.num_attempts > 1),
