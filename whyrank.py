@@ -18,6 +18,7 @@ from jobs.environment import prepare_environment
 from jobs.recipes import RECIPES, comparison_of, memory_of
 from jobs.training_config import CompareJob, GenerativeTrainJob, MemoryJob, TrainJob
 from rerank_core.errors import WhyrankError
+from serve.args import KeyCommand, ServeCommand
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,6 +37,9 @@ JOBS: dict[str, type] = {
     "demo": DemoJob,
 }
 """Each job's configuration; `jobs.<name>.run_<name>` (`_` for `-`) runs it, and is imported only then."""
+
+SERVING: dict[str, type] = {"serve": ServeCommand, "key": KeyCommand}
+"""What else there is to run: `serve.start.run_<name>`."""
 
 WITH_RECIPE: dict[str, Callable[[TrainJob], TrainJob | MemoryJob | CompareJob]] = {
     "train": lambda recipe: recipe,
@@ -61,7 +65,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
     """Return the configuration that the arguments ask for; exits after `--help` and on unknown arguments."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     default = _take_recipe(given) if given and given[0] in WITH_RECIPE else None
-    choices = [_choice(name, kind, given=given, default=default) for name, kind in JOBS.items()]
+    choices = [_choice(name, kind, given=given, default=default) for name, kind in (JOBS | SERVING).items()]
     any_job: type[Any] = functools.reduce(operator.or_, choices)
     return tyro.cli(
         any_job,
@@ -104,8 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("whyrank").setLevel(logging.INFO)
     try:
         config = parse(arguments)
-        name = next(name for name, kind in JOBS.items() if type(config) is kind).replace("-", "_")
-        getattr(importlib.import_module(f"jobs.{name}"), f"run_{name}")(config)
+        name = next(name for name, kind in (JOBS | SERVING).items() if type(config) is kind)
+        module = "serve.start" if name in SERVING else f"jobs.{name.replace('-', '_')}"
+        getattr(importlib.import_module(module), f"run_{name.replace('-', '_')}")(config)
     except WhyrankError as error:
         return _refused(str(error))
     except FileNotFoundError as error:

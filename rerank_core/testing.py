@@ -24,6 +24,10 @@ class OverlapScorer:
         wanted = _word_forms(query.text)
         return [float(len(wanted & _word_forms(document.content))) for document in documents]
 
+    def score_pairs(self, pairs: Sequence[tuple[Query, Document]]) -> list[float]:
+        """Return one score per pair, in the order of `pairs`."""
+        return [score for query, document in pairs for score in self.score(query, [document])]
+
     def visible_span(self, query: Query, document: Document) -> tuple[int, int]:
         """Return all characters of the document's content: nothing is cut."""
         return 0, len(document.content)

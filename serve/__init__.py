@@ -1,1 +1,1 @@
-"""What we keep running: the online half, which is not written yet."""
+"""What we keep running: the same artefact behind an HTTP API."""

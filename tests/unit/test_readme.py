@@ -11,7 +11,7 @@ from rerank_core.models.artefact import save_artefact
 from rerank_core.models.build import build_encoder, build_model, load_tokenizer
 from rerank_core.models.scorer import LanguageModelScorer
 from rerank_core.models.tiny import save_tiny_encoder
-from whyrank import JOBS, parse
+from whyrank import JOBS, SERVING, parse
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
@@ -22,7 +22,7 @@ PYTHON = [text for language, text in BLOCKS if language == "python"]
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_understood(command: str) -> None:
     job, *arguments = shlex.split(command)[1:]
-    assert type(parse([job, *arguments])) is JOBS[job]
+    assert type(parse([job, *arguments])) is (JOBS | SERVING)[job]
 
 
 def test_the_quickstart_has_five_commands() -> None:

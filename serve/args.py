@@ -1,0 +1,112 @@
+"""What is served, and how: the arguments of `build_app`, checked before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - pydantic reads it
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ReplicaArgs(_Settings):
+    """The replicas of one deployment."""
+
+    min_replicas: int = Field(1, ge=1, description="Replicas that are always there.")
+    max_replicas: int = Field(1, ge=1, description="Replicas under load.")
+    num_cpus: float = Field(0.5, ge=0, description="CPUs that Ray counts for a replica.")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs of a replica; a part of one shares it.")
+    target_ongoing_requests: int = Field(
+        8, ge=1, description="Requests of a replica that autoscaling aims at."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ReplicaArgs:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas {self.min_replicas} is more than max_replicas {self.max_replicas}"
+            )
+        return self
+
+
+class ServeArgs(_Settings):
+    """What `build_app` takes, from a Serve config file or the command line."""
+
+    artefact: Path = Field(description="Reranker artefact written by `whyrank train`.")
+    name: str | None = Field(None, description="Name of the served model; without it that of the folder.")
+    keys: Path | None = Field(None, description="File of API keys, written by `whyrank key`.")
+    auth: bool = Field(True, description="Answer without a key only where no other machine can connect.")
+    long_documents: Literal["truncate", "max_chunk"] = Field(
+        "max_chunk",
+        description="A document that does not fit next to its query is cut, or read in chunks and has the"
+        " score of the best one.",
+    )
+    max_tokens_per_batch: int = Field(8192, ge=64, description="Padded tokens in one call of the model.")
+    max_pending_tokens: int = Field(
+        200_000, ge=1, description="Tokens that one gateway works on or lets wait; more is refused at once."
+    )
+    max_documents: int = Field(1000, ge=1, description="Documents in one request.")
+    max_body_bytes: int = Field(4_194_304, ge=1024, description="Size of a request's body.")
+    requests_per_minute: int = Field(6000, ge=1, description="Of one key, at one gateway.")
+    max_concurrent_requests: int = Field(256, ge=1, description="Of one key, at one gateway.")
+    receive_timeout_s: float = Field(10.0, gt=0, description="Time for a request's body to arrive.")
+    answer_timeout_s: float = Field(60.0, gt=0, description="Time for an answer.")
+    gateway: ReplicaArgs = Field(ReplicaArgs(), description="Replicas that speak HTTP.")
+    reranker: ReplicaArgs = Field(ReplicaArgs(num_cpus=1.0), description="Replicas that hold the model.")
+
+    @model_validator(mode="after")
+    def _check(self) -> ServeArgs:
+        if (self.keys is None) == self.auth:
+            raise ValueError(
+                "give either keys (a file that `whyrank key --keys FILE --name NAME` writes), or auth=false"
+                " (--no-auth)"
+            )
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """The name that clients ask for."""
+        return self.name or self.artefact.resolve().name
+
+
+class ServeCommand(ServeArgs):
+    """Serve an artefact on this machine: rerank and score over HTTP, until it is interrupted.
+
+    Examples:
+      whyrank serve --artefact runs/minilm/dpo --no-auth
+      whyrank key --keys keys.json --name team-a
+      whyrank serve --artefact runs/minilm/dpo --keys keys.json --port 8080 --reranker.max-replicas 2
+    """
+
+    host: str = Field("127.0.0.1", description="Address that HTTP is answered at.")
+    port: int = Field(8000, ge=1, le=65535, description="Port that HTTP is answered at.")
+    address: str | None = Field(
+        None, description="Address of a running Ray cluster; none starts a local Ray and stops it again."
+    )
+
+    @model_validator(mode="after")
+    def _check_host(self) -> ServeCommand:
+        if not self.auth and self.host not in LOOPBACK:
+            raise ValueError(f"--no-auth is for loopback alone, not for host {self.host}; give --keys")
+        return self
+
+
+class KeyCommand(_Settings):
+    """Make, rotate or revoke API keys; a running server notices within a second.
+
+    Examples:
+      whyrank key --keys keys.json --name team-a                       # prints a new key, once
+      whyrank key --keys keys.json --name team-a --action revoke-oldest   # after the new one is in use
+      whyrank key --keys keys.json --name team-a --action revoke
+    """
+
+    keys: Path = Field(description="File of keys; it holds their digests alone.")
+    name: str = Field(min_length=1, max_length=100, description="Whose key it is.")
+    action: Literal["add", "revoke-oldest", "revoke"] = Field(
+        "add", description="Add a key; take the oldest one of this name away; take all of this name away."
+    )

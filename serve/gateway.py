@@ -1,0 +1,371 @@
+"""From a request to its answer: costed, admitted, scored in parts, ranked."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from rerank_core.errors import DataError
+from rerank_core.ranking.contract import rank
+from rerank_core.records import Calibration, Document, Query
+from serve.errors import (
+    InvalidRequestError,
+    ServerFaultError,
+    TooLargeError,
+    UnavailableError,
+    UnknownModelError,
+)
+from serve.lists import CostedList, TokenLimits
+from serve.schemas import (
+    DocumentObject,
+    Health,
+    Meta,
+    ModelList,
+    ModelObject,
+    RerankResponse,
+    RerankResult,
+    ScoreResponse,
+    ScoreResult,
+    TeiResult,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Sequence
+
+    from serve.admission import TokenAdmission
+    from serve.lists import TokenCounter
+    from serve.reranker import ModelCard, Scored, ScoringTask
+    from serve.schemas import RerankRequest, Scale, ScoredRequest, ScoreRequest, TeiRerankRequest, Texts
+
+SIGMOID = Calibration(slope=1.0, intercept=0.0)
+
+
+class RerankerService(Protocol):
+    """A reranker, in this process or behind a handle."""
+
+    async def describe(self) -> ModelCard:
+        """Return what is served."""
+        ...
+
+    async def score(self, task: ScoringTask) -> Scored:
+        """Return the scores of a task's documents."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayLimits:
+    """What one request may ask for."""
+
+    max_documents: int
+    max_tokens_per_task: int  # a longer list is scored in parts
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranked:
+    """A list with its logits, and the positions of its documents, best first."""
+
+    costed: CostedList
+    scores: tuple[float, ...]
+    order: tuple[int, ...]
+    digest: str
+
+
+class Gateway:
+    """Answers what clients ask, with a reranker that may run elsewhere."""
+
+    def __init__(
+        self,
+        reranker: RerankerService,
+        *,
+        name: str,
+        counter: TokenCounter,
+        admission: TokenAdmission,
+        limits: GatewayLimits,
+    ) -> None:
+        self._reranker = reranker
+        self._name = name
+        self._counter = counter
+        self._admission = admission
+        self._limits = limits
+        self._created = int(time.time())
+
+    async def rerank(self, request: RerankRequest) -> RerankResponse:
+        """Return the documents of a request in the order of their scores; equal scores keep their order."""
+        self._require_served(request.model)
+        sent = request.documents if isinstance(request.documents, list) else [request.documents]
+        card = await self._reranker.describe()
+        scale = chosen_scale(request, card)
+        (found,) = await self._ranked([(request.query, documents_of(sent))], request=request, card=card)
+        shown = shown_scores(found.scores, scale=scale, card=card)
+        order = found.order[: request.top_n or None]
+        return RerankResponse(
+            id=f"rerank-{uuid.uuid4().hex}",
+            created=int(time.time()),
+            model=self._name,
+            results=[
+                RerankResult(
+                    index=index,
+                    relevance_score=shown[index],
+                    document=_echo(sent[index]) if request.return_documents else None,
+                )
+                for index in order
+            ],
+            usage=_usage([found]),
+            meta=_meta([found], scale=scale, card=card),
+        )
+
+    async def score(self, request: ScoreRequest) -> ScoreResponse:
+        """Return the scores of a request's pairs, in its order."""
+        self._require_served(request.model)
+        card = await self._reranker.describe()
+        scale = chosen_scale(request, card)
+        lists = pairs_of(request)
+        found = await self._ranked(lists, request=request, card=card)
+        scores = [score for one in found for score in shown_scores(one.scores, scale=scale, card=card)]
+        return ScoreResponse(
+            id=f"score-{uuid.uuid4().hex}",
+            created=int(time.time()),
+            model=self._name,
+            data=[ScoreResult(index=index, score=score) for index, score in enumerate(scores)],
+            usage=_usage(found),
+            meta=_meta(found, scale=scale, card=card),
+        )
+
+    async def rerank_tei(self, request: TeiRerankRequest) -> list[TeiResult]:
+        """Return the texts of a request in the order of their scores, as text-embeddings-inference does."""
+        card = await self._reranker.describe()
+        (found,) = await self._ranked([(request.query, documents_of(request.texts))], request=None, card=card)
+        scale: Scale = "logit" if request.raw_scores else "sigmoid"
+        shown = shown_scores(found.scores, scale=scale, card=card)
+        return [
+            TeiResult(
+                index=index, score=shown[index], text=request.texts[index] if request.return_text else None
+            )
+            for index in found.order
+        ]
+
+    async def models(self) -> ModelList:
+        """Return what is served."""
+        card = await self._reranker.describe()
+        scales: list[Scale] = ["logit", "sigmoid"]
+        if card.calibration is not None:
+            scales.append("calibrated")
+        return ModelList(
+            data=[
+                ModelObject(
+                    id=self._name,
+                    created=self._created,
+                    digest=card.digest,
+                    max_length=card.max_length,
+                    scales=scales,
+                    long_documents=card.long_documents,
+                )
+            ]
+        )
+
+    async def health(self) -> Health:
+        """Return once a replica answers; it scored its golden pairs again before it was ready."""
+        await self._reranker.describe()
+        return Health()
+
+    def _require_served(self, model: str | None) -> None:
+        if model is not None and model != self._name:
+            raise UnknownModelError(
+                f"no model is called {model[:200]!r} here",
+                code="model_not_found",
+                remedy=f"ask for {self._name!r}, or leave `model` out",
+                param="model",
+            )
+
+    async def _ranked(
+        self,
+        lists: Sequence[tuple[str, Sequence[Document]]],
+        *,
+        request: ScoredRequest | None,
+        card: ModelCard,
+    ) -> list[_Ranked]:
+        """Return each list with its scores, all of one artefact."""
+        for query, documents in lists:
+            _require_texts(query, documents, max_documents=self._limits.max_documents)
+        limits = token_limits(request) if request else TokenLimits()
+        costed = await asyncio.to_thread(self._costed, lists, card, limits)
+        with self._admission.work_of(sum(one.num_tokens for one in costed)):
+            scored = await self._scored(costed)
+        return [_rank(one, found) for one, found in zip(costed, scored, strict=True)]
+
+    def _costed(
+        self, lists: Sequence[tuple[str, Sequence[Document]]], card: ModelCard, limits: TokenLimits
+    ) -> list[CostedList]:
+        return [
+            self._counter.costed(Query("", query), documents, card=card, limits=limits)
+            for query, documents in lists
+        ]
+
+    async def _scored(self, lists: Sequence[CostedList]) -> list[list[Scored]]:
+        """Return the scores of each list's parts; where replicas answer with two artefacts, ask once more."""
+        for _ in range(2):
+            parts = [list(one.tasks(self._limits.max_tokens_per_task)) for one in lists]
+            found = iter(await _together([self._reranker.score(task) for own in parts for task in own]))
+            scored = [[next(found) for _ in own] for own in parts]
+            if len({part.digest for own in scored for part in own}) == 1:
+                return scored
+        raise UnavailableError(
+            "the model is being replaced, and replicas answered with two versions of it",
+            code="model_changing",
+            remedy="send the request again after the time in Retry-After",
+            retry_after_s=2,
+        )
+
+
+def documents_of(sent: Sequence[str | DocumentObject]) -> list[Document]:
+    """Return what was sent as documents, in its order."""
+    return [
+        Document("", one) if isinstance(one, str) else Document("", one.text, title=one.title) for one in sent
+    ]
+
+
+def pairs_of(request: ScoreRequest) -> list[tuple[str, list[Document]]]:
+    """Return the lists that a score request spells: one query with one or many texts, or many with as many.
+
+    Raises:
+        InvalidRequestError: not exactly one of the four ways is used, or the numbers do not fit.
+    """
+    ways: dict[str, tuple[list[str] | str | None, Texts | None]] = {
+        "queries and documents": (request.queries, request.documents),
+        "queries and items": (request.queries, request.items),
+        "text_1 and text_2": (request.text_1, request.text_2),
+        "data_1 and data_2": (request.data_1, request.data_2),
+    }
+    used = [(left, right) for left, right in ways.values() if left is not None and right is not None]
+    if len(used) != 1:
+        raise InvalidRequestError(
+            f"{len(used)} ways of giving pairs are used",
+            code="ambiguous_pairs" if used else "missing_pairs",
+            remedy=f"send exactly one of: {'; '.join(ways)}",
+        )
+    left, right = used[0]
+    queries = [left] if isinstance(left, str) else list(left)
+    documents = documents_of([right] if isinstance(right, str) else right)
+    if len(queries) == 1 and documents:
+        return [(queries[0], documents)]
+    if len(queries) != len(documents) or not queries:
+        raise InvalidRequestError(
+            f"{len(queries)} queries cannot be paired with {len(documents)} documents",
+            code="unequal_numbers",
+            remedy="send one query with any number of documents, or as many queries as documents",
+        )
+    return [(query, [document]) for query, document in zip(queries, documents, strict=True)]
+
+
+def token_limits(request: ScoredRequest) -> TokenLimits:
+    """Return where a request wants its texts to be cut; 0 and −1 mean nowhere."""
+    prompt = request.truncate_prompt_tokens
+    return TokenLimits(
+        query=request.max_tokens_per_query or None,
+        document=request.max_tokens_per_doc or None,
+        prompt=prompt if prompt and prompt > 0 else None,
+    )
+
+
+def chosen_scale(request: ScoredRequest, card: ModelCard) -> Scale:
+    """Return the scale of the scores that a request asks for.
+
+    Raises:
+        InvalidRequestError: it asks for calibrated scores, and the artefact states no calibration.
+    """
+    if request.scale == "calibrated" and card.calibration is None:
+        raise InvalidRequestError(
+            "the served artefact states no calibration",
+            code="not_calibrated",
+            remedy="ask for the scale 'sigmoid' or 'logit'",
+            param="scale",
+        )
+    if request.scale is not None:
+        return request.scale
+    if request.raw_scores or not request.use_activation:
+        return "logit"
+    return "sigmoid" if card.calibration is None else "calibrated"
+
+
+def shown_scores(scores: Sequence[float], *, scale: Scale, card: ModelCard) -> list[float]:
+    """Return logits on a scale; each keeps their order."""
+    if scale == "logit":
+        return list(scores)
+    calibration = card.calibration if scale == "calibrated" else SIGMOID
+    assert calibration is not None, "chosen_scale refuses what the artefact does not state"
+    return calibration.probabilities(scores)
+
+
+def _rank(costed: CostedList, parts: Sequence[Scored]) -> _Ranked:
+    scores = tuple(score for part in parts for score in part.scores)
+    names = [str(index) for index in range(len(scores))]
+    try:
+        ranking = rank("", names, scores=scores, first_stage_ranks=range(1, len(scores) + 1))
+    except DataError as error:  # NaN or infinite: JSON has no such number, and no order has a place for it
+        raise ServerFaultError(
+            f"the model gave no number ({error})",
+            code="score_not_finite",
+            remedy="the artefact is broken for this text; tell the operator",
+        ) from error
+    return _Ranked(costed, scores, tuple(int(name) for name in ranking.doc_ids), parts[0].digest)
+
+
+async def _together(calls: Sequence[Awaitable[Scored]]) -> list[Scored]:
+    """Return the answers of calls in their order; when one fails, or the caller goes, the others end."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_awaited(call)) for call in calls]
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def _awaited(call: Awaitable[Scored]) -> Scored:
+    return await call
+
+
+def _require_texts(query: str, documents: Sequence[Document], *, max_documents: int) -> None:
+    if not query.strip():
+        raise InvalidRequestError(
+            "the query is empty", code="empty_query", remedy="send a query with a word in it", param="query"
+        )
+    if not documents:
+        raise InvalidRequestError(
+            "there are no documents",
+            code="no_documents",
+            remedy="send one document or more",
+            param="documents",
+        )
+    if len(documents) > max_documents:
+        raise TooLargeError(
+            f"{len(documents)} documents are more than {max_documents}",
+            code="too_many_documents",
+            remedy=f"send at most {max_documents} documents in a request",
+            param="documents",
+        )
+
+
+def _echo(sent: str | DocumentObject) -> dict[str, object]:
+    return {"text": sent} if isinstance(sent, str) else sent.model_dump(exclude_unset=True)
+
+
+def _usage(found: Sequence[_Ranked]) -> Usage:
+    tokens = sum(one.costed.num_tokens for one in found)
+    return Usage(prompt_tokens=tokens, total_tokens=tokens)
+
+
+def _meta(found: Sequence[_Ranked], *, scale: Scale, card: ModelCard) -> Meta:
+    num_cut = sum(one.costed.num_cut for one in found)
+    num_long = sum(one.costed.num_long for one in found)
+    warnings = []
+    if num_cut:
+        warnings.append(f"{num_cut} documents were cut at the request's limit of tokens")
+    if num_long and card.long_documents == "truncate":
+        warnings.append(f"{num_long} documents were cut at the {card.max_length} tokens that the model reads")
+    elif num_long:
+        warnings.append(f"{num_long} long documents have the score of their best chunk")
+    return Meta(scale=scale, model_digest=found[0].digest, warnings=warnings)

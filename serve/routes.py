@@ -1,0 +1,217 @@
+"""The HTTP API over a gateway: paths, bodies, errors, and the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import Body, FastAPI, Request, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from rerank_core import __version__
+from serve.bodies import parse_body
+from serve.errors import ApiError, InvalidRequestError, ServerFaultError, UnprocessableError
+from serve.schemas import (
+    ErrorResponse,
+    Health,
+    ModelList,
+    RerankRequest,
+    RerankResponse,
+    ScoreRequest,
+    ScoreResponse,
+    TeiRerankRequest,
+    TeiResult,
+    Version,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from starlette.responses import Response
+
+    from serve.gateway import Gateway
+    from serve.metrics import RequestMetrics
+
+RERANK_PATHS = ("/v1/rerank", "/rerank", "/v2/rerank")
+SCORE_PATHS = ("/v1/score", "/score")
+
+MEANING = {
+    400: "The request cannot be meant.",
+    401: "No key, or none that is known.",
+    404: "Another model than the served one.",
+    408: "The body or the answer took too long.",
+    413: "The request is larger than a limit.",
+    422: "A field has another type than its schema says.",
+    429: "The key, or the queue of work, is at its limit; see Retry-After.",
+    500: "The model gave no number.",
+    503: "No replica can answer now; see Retry-After.",
+}
+
+RERANK_EXAMPLE = {
+    "query": "sea ice thickness from altimetry",
+    "documents": ["River ice dates.", {"text": "Ice freeboard from radar, 2011-2020.", "id": "d1"}],
+    "top_n": 2,
+}
+SCORE_EXAMPLE = {
+    "queries": "sea ice thickness",
+    "documents": ["Ice freeboard from radar.", "River ice dates."],
+}
+TEI_EXAMPLE = {"query": "sea ice thickness", "texts": ["Ice freeboard from radar.", "River ice dates."]}
+
+
+class _StrictRequest(Request):
+    """A request whose JSON was read by `parse_body`."""
+
+    def __init__(self, request: Request, raw: bytes) -> None:
+        super().__init__(request.scope, request.receive)
+        self._raw = raw
+        self._value = parse_body(raw) if raw else None
+
+    async def body(self) -> bytes:
+        return self._raw
+
+    async def json(self) -> Any:
+        return self._value
+
+
+class _StrictRoute(APIRoute):
+    """A route whose bodies are read strictly, before FastAPI would turn any refusal into its own."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def read_strictly(request: Request) -> Response:
+            return await handler(_StrictRequest(request, await request.body()))
+
+        return read_strictly
+
+
+def build_api(gateway: Gateway, metrics: RequestMetrics) -> FastAPI:
+    """Return the API; it knows nothing of keys and sizes, which a `Guard` around it checks."""
+    api = FastAPI(
+        title="Whyrank",
+        version=__version__,
+        summary="Re-ranking by a language model that keeps one output neuron.",
+        docs_url="/docs",
+        redoc_url=None,
+        dependencies=[Security(HTTPBearer(auto_error=False))],  # says in the document what the guard checks
+    )
+    api.router.route_class = _StrictRoute
+    api.add_exception_handler(ApiError, _answer_api_error)
+    api.add_exception_handler(RequestValidationError, _answer_invalid)
+    api.add_exception_handler(StarletteHTTPException, _answer_http_error)
+    api.add_exception_handler(Exception, _answer_fault)
+    _add_ranking(api, gateway)
+    _add_operation(api, gateway, metrics)
+    metrics.know_routes({route.path for route in api.routes if isinstance(route, APIRoute)})
+    return api
+
+
+def _add_ranking(api: FastAPI, gateway: Gateway) -> None:
+    async def rerank(
+        body: Annotated[RerankRequest, Body(openapi_examples=_example(RERANK_EXAMPLE))],
+    ) -> RerankResponse:
+        """Rank documents for a query, best first: the body of Cohere's, Jina's and vLLM's clients."""
+        return await gateway.rerank(body)
+
+    async def score(
+        body: Annotated[ScoreRequest, Body(openapi_examples=_example(SCORE_EXAMPLE))],
+    ) -> ScoreResponse:
+        """Score pairs: one query with one or many texts, or as many queries as texts."""
+        return await gateway.score(body)
+
+    async def rerank_tei(
+        body: Annotated[TeiRerankRequest, Body(openapi_examples=_example(TEI_EXAMPLE))],
+    ) -> list[TeiResult]:
+        """Rank texts for a query: the body of text-embeddings-inference's clients."""
+        return await gateway.rerank_tei(body)
+
+    for paths, endpoint, answer in (
+        (RERANK_PATHS, rerank, RerankResponse),
+        (SCORE_PATHS, score, ScoreResponse),
+        (("/tei/rerank",), rerank_tei, list[TeiResult]),
+    ):
+        for path in paths:
+            api.add_api_route(
+                path,
+                endpoint,
+                methods=["POST"],
+                response_model=answer,
+                response_model_exclude_none=True,
+                responses=_errors(*MEANING),
+                operation_id=f"{endpoint.__name__}{path.replace('/', '_')}",
+            )
+
+
+def _add_operation(api: FastAPI, gateway: Gateway, metrics: RequestMetrics) -> None:
+    async def models() -> ModelList:
+        """The served model, its digest, and the scales that its scores can have."""
+        return await gateway.models()
+
+    async def health() -> Health:
+        """Ready, or 503: every golden pair of the artefact was scored again."""
+        return await gateway.health()
+
+    async def version() -> Version:
+        """The version of Whyrank."""
+        return Version(version=__version__)
+
+    async def prometheus() -> PlainTextResponse:
+        """Counters of this gateway replica."""
+        return PlainTextResponse(metrics.text())
+
+    api.add_api_route("/v1/models", models, responses=_errors(401, 408, 429, 500, 503))
+    api.add_api_route("/health", health, responses=_errors(500, 503))
+    api.add_api_route("/version", version, responses=_errors(401, 408, 429))
+    api.add_api_route(
+        "/metrics", prometheus, response_class=PlainTextResponse, responses=_errors(401, 408, 429)
+    )
+
+
+def _example(value: dict[str, Any]) -> dict[str, Any]:
+    return {"small": {"value": value}}
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorResponse, "description": MEANING[status]} for status in statuses}
+
+
+async def _answer_api_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return JSONResponse(error.body, status_code=error.status, headers=error.headers)
+
+
+async def _answer_invalid(_: Request, error: Exception) -> Response:
+    """Name the first field that is wrong; what was sent is not repeated."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"][1:]) or "body"
+    refused = UnprocessableError(
+        f"{place}: {first['msg']}",
+        code=str(first["type"]),
+        remedy="see the schema of this route in /openapi.json",
+        param=place,
+    )
+    return JSONResponse(refused.body, status_code=refused.status)
+
+
+async def _answer_fault(_: Request, error: Exception) -> Response:
+    """Answer for a fault of ours; the guard logs what it was."""
+    fault = ServerFaultError(
+        "the server failed on this request",
+        code="internal_error",
+        remedy="tell the operator; the server's log has the cause",
+    )
+    return JSONResponse(fault.body, status_code=fault.status)
+
+
+async def _answer_http_error(_: Request, error: Exception) -> Response:
+    """Answer for a path or a method that is none."""
+    assert isinstance(error, StarletteHTTPException)
+    refused = InvalidRequestError(
+        str(error.detail), code=f"http_{error.status_code}", remedy="see the routes in /openapi.json"
+    )
+    return JSONResponse(refused.body, status_code=error.status_code, headers=error.headers)

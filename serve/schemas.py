@@ -1,0 +1,223 @@
+"""What requests and answers of the API look like; the OpenAPI document is made of these models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Scale = Literal["logit", "sigmoid", "calibrated"]
+
+MAX_TOKENS = 1_000_000
+"""A limit on tokens that is higher than this is none."""
+
+
+class _Request(BaseModel):
+    """Clients send fields that others know; they are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class DocumentObject(BaseModel):
+    """A document as an object: its text, a title where it has one, and what else the caller keeps there."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    text: str
+    title: str = ""
+
+
+Texts = Annotated[
+    list[str | DocumentObject] | str,
+    Field(
+        description="Texts or objects with a `text`, in any mixture, or one text.",
+        examples=[["Ice.", "Sand."]],
+    ),
+]
+
+
+class ScoredRequest(_Request):
+    """What all requests that are answered by scores have in common."""
+
+    model: str | None = Field(None, description="The served model; its name is in `GET /v1/models`.")
+    max_tokens_per_query: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TOKENS,
+        description="The query is cut behind so many tokens; 0 or null: the model's limit.",
+    )
+    max_tokens_per_doc: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TOKENS,
+        description="A document is cut behind so many tokens; 0 or null: it is not.",
+    )
+    truncate_prompt_tokens: int | None = Field(
+        None,
+        ge=-1,
+        le=MAX_TOKENS,
+        description="Tokens of query, document and template together; −1, 0 or null: the model's limit.",
+    )
+    raw_scores: bool = Field(False, description="Logits instead of what `scale` says.")
+    use_activation: bool = Field(True, description="False asks for logits, as `raw_scores` does.")
+    scale: Scale | None = Field(
+        None,
+        description="Of the scores: unbounded, their sigmoid, or as the artefact was calibrated. Without it"
+        " the calibrated one where the artefact states it, else the sigmoid. `meta.scale` says which it was.",
+    )
+
+
+class RerankRequest(ScoredRequest):
+    """The body of Cohere's, Jina's and vLLM's clients."""
+
+    query: str = Field(description="What the documents are ranked for.", examples=["sea ice thickness"])
+    documents: Texts
+    top_n: int | None = Field(None, ge=0, description="So many results; null, 0 or more than there are: all.")
+    return_documents: bool = Field(False, description="Each result then holds its document, as it was sent.")
+
+
+class ScoreRequest(ScoredRequest):
+    """One pair, one text with many, or as many with as many; the four ways in which vLLM's clients say so."""
+
+    queries: list[str] | str | None = None
+    documents: Texts | None = None
+    items: Texts | None = None
+    text_1: list[str] | str | None = None
+    text_2: Texts | None = None
+    data_1: list[str] | str | None = None
+    data_2: Texts | None = None
+
+
+class TeiRerankRequest(_Request):
+    """The body of text-embeddings-inference's clients."""
+
+    query: str = Field(examples=["sea ice thickness"])
+    texts: list[str] = Field(examples=[["Ice.", "Sand."]])
+    raw_scores: bool = False
+    return_text: bool = False
+    truncate: bool = False
+
+
+class RerankResult(BaseModel):
+    """One document at its place: `index` is its position in the request, from 0."""
+
+    index: int
+    relevance_score: float
+    document: dict[str, Any] | None = None
+
+
+class Usage(BaseModel):
+    """Tokens that the request cost, at most: a query that its documents share counts once for each."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class ApiVersion(BaseModel):
+    """The version of Cohere's API that the answer follows."""
+
+    version: str = "2"
+
+
+class BilledUnits(BaseModel):
+    """What Cohere's clients read: one search."""
+
+    search_units: int = 1
+
+
+class Meta(BaseModel):
+    """What an answer says of itself."""
+
+    api_version: ApiVersion = ApiVersion()
+    billed_units: BilledUnits = BilledUnits()
+    scale: Scale
+    model_digest: str = Field(description="SHA-256 of the artefact whose scores these are, all of them.")
+    warnings: list[str] = []
+
+
+class RerankResponse(BaseModel):
+    """Results in descending order of their scores; equal scores stand in the order of the request."""
+
+    id: str
+    object: Literal["rerank"] = "rerank"
+    created: int
+    model: str
+    results: list[RerankResult]
+    usage: Usage
+    meta: Meta
+
+
+class ScoreResult(BaseModel):
+    """The score of one pair; `index` counts the pairs from 0."""
+
+    index: int
+    object: Literal["score"] = "score"
+    score: float
+
+
+class ScoreResponse(BaseModel):
+    """Scores in the order of the request."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[ScoreResult]
+    usage: Usage
+    meta: Meta
+
+
+class TeiResult(BaseModel):
+    """One text at its place: `index` is its position in the request, from 0."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
+class ModelObject(BaseModel):
+    """A model that this server answers with."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "whyrank"
+    digest: str
+    max_length: int = Field(description="Tokens of query, document and template that are read together.")
+    scales: list[Scale]
+    long_documents: str
+
+
+class ModelList(BaseModel):
+    """The served models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelObject]
+
+
+class Health(BaseModel):
+    """Ready: every golden pair of the artefact was scored again, and its score was the recorded one."""
+
+    status: Literal["ready"] = "ready"
+
+
+class Version(BaseModel):
+    """The version of Whyrank."""
+
+    version: str
+
+
+class ErrorObject(BaseModel):
+    """What went wrong, for people and for machines."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+    remedy: str
+
+
+class ErrorResponse(BaseModel):
+    """Every answer that is no success."""
+
+    error: ErrorObject

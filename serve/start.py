@@ -1,0 +1,145 @@
+"""`whyrank serve`: the application on a Ray of this machine, or of a cluster, until it is interrupted."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import sys
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rerank_core.errors import ResourceError
+from serve.args import KeyCommand, ServeArgs, ServeCommand
+from serve.auth import add_key, revoke_keys, revoke_oldest_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ray.serve.schema import LoggingConfig
+
+logger = logging.getLogger("whyrank.serve")
+
+APP_NAME = "whyrank"
+MIN_LOGICAL_CPUS = 8
+"""Replicas count fractions of CPUs; on two real ones they would wait for one another for ever."""
+
+OBJECT_STORE_BYTES = 256 * 1024**2
+SPARE_S = 5.0
+"""What the proxy waits beyond the gateway's own limits, so that the gateway is who answers."""
+
+
+def run_serve(command: ServeCommand) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        WhyrankError: the artefact or the file of keys is broken, or no replica became ready.
+    """
+    from rerank_core.models.artefact import check_artefact
+
+    check_artefact(command.artefact)
+    args = ServeArgs.model_validate(command.model_dump(include=set(ServeArgs.model_fields)))
+    with ray_here(command.address), served(args, host=command.host, port=command.port):
+        where = f"http://{command.host}:{command.port}"
+        logger.info("%s answers at %s; its API is at %s/docs; Ctrl-C ends it", args.model_name, where, where)
+        _wait_for_signal()
+
+
+def run_key(command: KeyCommand) -> None:
+    """Change a file of keys; a new key is printed, once."""
+    if command.action == "add":
+        sys.stdout.write(add_key(command.keys, command.name) + "\n")
+    elif command.action == "revoke":
+        revoke_keys(command.keys, command.name)
+    else:
+        revoke_oldest_key(command.keys, command.name)
+
+
+@contextmanager
+def served(args: ServeArgs, *, host: str, port: int) -> Iterator[None]:
+    """Serve on the connected Ray for as long as the context lasts.
+
+    Raises:
+        ResourceError: no replica became ready.
+    """
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+    from ray.serve.schema import LoggingConfig
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    timeout_s = args.receive_timeout_s + args.answer_timeout_s + SPARE_S
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options=HTTPOptions(host=host, port=port, request_timeout_s=timeout_s),
+        logging_config=quiet,
+    )
+    try:
+        _run(args, quiet)
+        yield
+    finally:
+        serve.shutdown()
+
+
+def _run(args: ServeArgs, quiet: LoggingConfig) -> None:
+    from ray import serve
+
+    from serve.app import build_app
+
+    try:
+        serve.run(build_app(args), name=APP_NAME, route_prefix="/", logging_config=quiet)
+    except RuntimeError as error:  # Ray Serve's word for replicas that do not start
+        deployments = serve.status().applications[APP_NAME].deployments.values()
+        reasons = [found.message for found in deployments if "Error" in found.message]
+        raise ResourceError(
+            f"{args.artefact} cannot be served: {last_line(reasons[0] if reasons else str(error))}; mend the"
+            " cause and start again"
+        ) from error
+
+
+@contextmanager
+def ray_here(address: str | None) -> Iterator[None]:
+    """Connect to Ray for as long as the context lasts; a local one listens to whoever has its token alone."""
+    if address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        if address is None:
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, MIN_LOGICAL_CPUS),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+        else:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (OSError, ValueError) as error:
+        raise ResourceError(
+            f"no Ray answers at {address!r} ({last_line(str(error))}); check --address"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def last_line(message: str) -> str:
+    """Return the last line of a message that says something: of a traceback, what was raised."""
+    return next((line.strip() for line in reversed(message.splitlines()) if line.strip()), "no reason given")
+
+
+def _wait_for_signal() -> None:
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()

@@ -1,0 +1,60 @@
+"""A tiny artefact, and a gateway over it in this process."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+from starlette.testclient import TestClient
+
+from rerank_core.records import Calibration, Query
+from rerank_core.testing import OverlapScorer
+from serve.app import build_http
+from serve.args import ServeArgs
+from serve.reranker import ModelCard, Reranker
+from tests.untrained import save_untrained_artefact
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from serve.gateway import RerankerService
+
+TEXTS = (
+    "sea ice thickness from radar",
+    "river ice dates",
+    "sand dunes of the desert",
+    "ice on lakes and seas",
+)
+QUERY = Query("q", "sea ice")
+
+
+@pytest.fixture(scope="session")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained artefact of 48 tokens, calibrated."""
+    folder = tmp_path_factory.mktemp("served") / "tiny"
+    save_untrained_artefact(folder, texts=[*TEXTS, QUERY.text], calibration=Calibration(2.0, -1.0))
+    return folder
+
+
+@pytest.fixture
+def card() -> ModelCard:
+    return ModelCard(
+        digest="ab" * 32, max_length=48, max_query_length=16, long_documents="truncate", calibration=None
+    )
+
+
+@pytest.fixture
+def connect(artefact: Path, card: ModelCard) -> Iterator[Callable[..., TestClient]]:
+    """Connect clients to gateways in this process; their reranker counts the words that two texts share."""
+    with ExitStack() as stack:
+
+        def connected(reranker: RerankerService | None = None, **settings: object) -> TestClient:
+            args = ServeArgs.model_validate(
+                {"artefact": artefact, "auth": "keys" in settings, "name": "tiny", **settings}
+            )
+            fake = Reranker(OverlapScorer(), card, max_tokens_per_batch=args.max_tokens_per_batch)
+            return stack.enter_context(TestClient(build_http(args, reranker or fake)))
+
+        yield connected
