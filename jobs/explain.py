@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from jobs.first_texts import FirstTexts
-from jobs.generation import EngineConfig, Request, generate
+from jobs.generation import Request, generate
 from jobs.manifest import SHARDS, file_digest, finish_output, folder_digest, opened_output
 from jobs.placements import planned_placements
 from jobs.progress import progress_bar
@@ -21,6 +20,7 @@ from jobs.reuse import check_reusable_explanations, reusable_explanations
 from jobs.shards import Key, Shard, commit_shard, pending_shards, plan_shards
 from jobs.verified_texts import once_answered, verified
 from rerank_core.errors import ConfigError
+from rerank_core.explanation.engine import EngineConfig
 from rerank_core.explanation.table import explanations_table, read_explanations
 from rerank_core.explanation.task import MAX_DOCUMENT_CHARS, Placement, Task, build_task
 from rerank_core.models.pretrained import resolve_model
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from rerank_core.records import Explanation
 
 logger = logging.getLogger("whyrank.explain")
-
-RETRY_TEMPERATURE = 0.7
-"""A greedy text that was refused would come back word for word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +176,7 @@ def _explain_pending(
                 answers = generate(some, engine)
                 return once_answered(answers) if is_first else answers
             progress.update(bar, description=f"explain: {len(some)} refused texts once more")
-            temperature = max(engine.temperature, RETRY_TEMPERATURE)
-            again = dataclasses.replace(engine, seed=engine.seed + attempt - 1, temperature=temperature)
-            return generate(some, again)
+            return generate(some, engine, attempt=attempt)
 
         written = verified(requests, asked, ask=ask, first_texts=first_texts, generator=config.model)
         for num_explained in commit_explained(config, work, chain(known.items(), written)):

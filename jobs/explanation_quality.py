@@ -14,7 +14,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs.manifest import SHARDS, folder_digest, other_inputs, require_finished, text_digests
-from jobs.placements import read_document
 from rerank_core.attribution.table import read_attributions
 from rerank_core.errors import ConfigError, DataError
 from rerank_core.evaluation.document_table import (
@@ -31,7 +30,7 @@ from rerank_core.evaluation.explanation_quality import (
 )
 from rerank_core.explanation.evidence import select_evidence
 from rerank_core.explanation.table import read_explanations
-from rerank_core.explanation.task import CONTRAST_TEMPLATE
+from rerank_core.explanation.task import CONTRAST_TEMPLATE, read_document
 from rerank_core.formats import read_documents, read_shards, rows_of
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,41 +10,23 @@ from typing import TYPE_CHECKING, Any
 from jobs.ray_session import Need, device_share, require
 from jobs.shards import configure_ray_data
 from rerank_core.errors import JobError
+from rerank_core.explanation.engine import (
+    EngineConfig,
+    engine_environment,
+    engine_settings,
+    sampling_settings,
+)
 from rerank_core.records import Generation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
-
-CPU_KV_CACHE_BYTES = 512 * 1024**2
-"""Key-value cache of an engine on CPUs: about 11,000 tokens of SmolLM2-135M in float32."""
-
-MAX_SEQUENCES_ON_CPU = 32
-"""More texts at a time gain nothing on a few cores, and cost memory."""
-
-TOKENS_PER_STEP_ON_CPU = 2048
 
 ROWS_PER_BATCH = 16
-
-FREQUENCY_PENALTY = 1.0
-"""Keeps a small model from going round in circles; counts only what the text itself repeats."""
-
 
 NO_PROGRESS_TIMEOUT_S = 600.0
 MAX_REASON_CHARS = 300
 
 _RAISED = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception)): ", re.MULTILINE)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineConfig:
-    """One vLLM engine and how it samples."""
-
-    model: Path
-    max_model_tokens: int
-    max_new_tokens: int
-    temperature: float
-    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +45,10 @@ class Failure:
     reason: str
 
 
-def generate(requests: Sequence[Request], engine: EngineConfig) -> Iterator[tuple[int, Generation | Failure]]:
-    """Yield (index, answer) for every request, each once, batches as they end.
+def generate(
+    requests: Sequence[Request], engine: EngineConfig, *, attempt: int = 1
+) -> Iterator[tuple[int, Generation | Failure]]:
+    """Yield (index, answer) for every request, each once, batches as they end; see `sampling_settings`.
 
     The engine takes a GPU where the connected cluster has one, else a CPU. It is the only actor: prompts come
     tokenised and the engine returns text, so that the stages for both stay off.
@@ -79,7 +62,7 @@ def generate(requests: Sequence[Request], engine: EngineConfig) -> Iterator[tupl
 
     share = device_share(1)
     require(Need(num_workers=1, cpus=share.cpus + 1, gpus=share.gpus))
-    answers = _pipeline(requests, engine, on_gpu=share.gpus > 0)
+    answers = _pipeline(requests, engine, attempt=attempt, on_gpu=share.gpus > 0)
     try:
         for row in answers.iter_rows():
             yield int(row["index"]), _answer(row)
@@ -99,7 +82,7 @@ def failure_reason(message: str) -> str:
     return " ".join(told.split())[:MAX_REASON_CHARS]
 
 
-def _pipeline(requests: Sequence[Request], engine: EngineConfig, *, on_gpu: bool) -> Any:
+def _pipeline(requests: Sequence[Request], engine: EngineConfig, *, attempt: int, on_gpu: bool) -> Any:
     import ray.data
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
@@ -118,7 +101,7 @@ def _pipeline(requests: Sequence[Request], engine: EngineConfig, *, on_gpu: bool
             placement_group_config=None if on_gpu else {"bundles": [{"CPU": 1}]},
             runtime_env={"env_vars": engine_environment(on_gpu=on_gpu)},
         ),
-        preprocess=_Sampling(engine),
+        preprocess=_Sampling(engine, attempt=attempt),
         postprocess=_kept_columns,
         preprocess_map_kwargs={"num_cpus": 0.25},
         postprocess_map_kwargs={"num_cpus": 0.25},
@@ -135,54 +118,11 @@ def _pipeline(requests: Sequence[Request], engine: EngineConfig, *, on_gpu: bool
     return processor(ray.data.from_items(rows, override_num_blocks=num_blocks))
 
 
-def engine_settings(engine: EngineConfig, *, on_gpu: bool) -> dict[str, Any]:
-    """Return the engine arguments of vLLM; on a CPU float32 is several times faster than bfloat16."""
-    settings: dict[str, Any] = {
-        "max_model_len": engine.max_model_tokens,
-        "seed": engine.seed,
-        "trust_remote_code": False,
-        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
-    }
-    if not on_gpu:
-        settings |= {
-            "dtype": "float32",
-            "enforce_eager": True,
-            "enable_chunked_prefill": False,  # a seeded request whose prompt is cut ends an engine on CPUs
-            "max_num_seqs": MAX_SEQUENCES_ON_CPU,
-            "max_num_batched_tokens": max(engine.max_model_tokens, TOKENS_PER_STEP_ON_CPU),
-            "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,
-        }
-    return settings
-
-
-def engine_environment(*, on_gpu: bool) -> dict[str, str]:
-    """Return the environment of the engine's process: no hub, no usage statistics, this machine alone."""
-    environment = {
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "VLLM_HOST_IP": "127.0.0.1",
-    }
-    if not on_gpu:  # one process without pinned threads; vLLM's own choice is two, and leaves a core unused
-        environment |= {
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(os.cpu_count() or 1),
-        }
-    return environment
-
-
 class _Sampling:
     """Gives each row its sampling parameters, with its own schema."""
 
-    def __init__(self, engine: EngineConfig) -> None:
-        self._fixed = {
-            "temperature": engine.temperature,
-            "max_tokens": engine.max_new_tokens,
-            "frequency_penalty": FREQUENCY_PENALTY,
-            "seed": engine.seed,
-        }
+    def __init__(self, engine: EngineConfig, *, attempt: int) -> None:
+        self._fixed = sampling_settings(engine, attempt=attempt)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         return {"sampling_params": {**self._fixed, "structured_outputs": {"json": row["schema"]}}}

@@ -9,7 +9,7 @@ from jobs.manifest import SHARDS, file_digest, folder_digest, require_finished
 from rerank_core.attribution.table import read_attributions
 from rerank_core.errors import ConfigError, DataError
 from rerank_core.explanation.evidence import contrast_evidence, select_evidence
-from rerank_core.explanation.task import Placement
+from rerank_core.explanation.task import Placement, read_document
 from rerank_core.formats import RUN, read_documents, read_queries, read_shards, rows_of
 
 if TYPE_CHECKING:
@@ -71,25 +71,6 @@ def planned_placements(config: ExplainJob) -> dict[Key, tuple[Placement, ...]]:
             f"{config.attributions} holds no attribution, so there is nothing to explain; see its quarantine"
         )
     return placements
-
-
-def read_document(attribution: Attribution, document: Document) -> Document:
-    """Return a document as far as its scorer reads it: an explanation may tell nothing else of it.
-
-    Of a text that is read in part, what stands from the first attributed word to the last remains, with the
-    letters and marks that touch them; a title without an attributed word goes.
-    """
-    if not attribution.is_truncated or not attribution.units:
-        return document
-    of_text = [unit for unit in attribution.units if unit.field == "text"]
-    is_titled = len(of_text) < len(attribution.units)
-    start, end = (of_text[0].start, of_text[-1].end) if of_text else (0, 0)
-    while start > 0 and not document.text[start - 1].isspace():
-        start -= 1
-    while end < len(document.text) and not document.text[end].isspace():
-        end += 1
-    title = document.title if is_titled else ""
-    return dataclasses.replace(document, text=document.text[start:end], title=title)
 
 
 def _contrasts(

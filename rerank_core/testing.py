@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -96,6 +98,26 @@ class ScriptedGenerator:
             for prompt, schema in zip(prompts, schemas, strict=True)
             for text in [self._answer(prompt, schema)]
         ]
+
+
+def grounded_answer(prompt: str, schema: Mapping[str, Any]) -> str:
+    """Return an answer to a question about a placement that passes verification, made of its schema alone.
+
+    One sentence of the document's longest words, which cites the first words that it may for each effect.
+    For a `ScriptedGenerator`, or wherever a language model would cost too much.
+    """
+    properties = schema["properties"]["sentences"]["items"]["properties"]
+    pattern = re.fullmatch(
+        r"\^\((?P<openings>.*?)\) \(\((?P<terms>.*?)\),\? \).*", properties["text"]["pattern"]
+    )
+    assert pattern is not None, "the pattern is not one of `explanation.task`"
+    terms = [re.sub(r"\\(.)", r"\1", term) for term in re.split(r"(?<!\\)\|", pattern["terms"])]
+    distinct = list({normalise(term): term for term in terms}.values())[:6]
+    sentence: dict[str, Any] = {"text": f"{pattern['openings'].split('|')[0]} {' '.join(distinct)}."}
+    for name, found in properties.items():
+        if name != "text":
+            sentence[name] = found["items"]["enum"][: found["maxItems"]]
+    return json.dumps({"sentences": [sentence]})
 
 
 def _word_forms(text: str) -> set[str]:

@@ -4,6 +4,7 @@ serve run serve.app:build_app artefact=runs/minilm/dpo keys=keys.json
 serve deploy serve/config.yaml
 """
 
+from functools import partial
 from typing import Any
 
 from ray import serve
@@ -11,12 +12,17 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
+from rerank_core.explanation.engine import EngineConfig
 from serve.admission import CallerLimits, TokenAdmission
 from serve.args import ReplicaArgs, ServeArgs
+from serve.attributor import AttributorService
 from serve.auth import KeyRing
-from serve.gateway import Gateway, GatewayLimits, RerankerService
+from serve.breaker import CircuitBreaker
+from serve.explainer import ExplainerService, PromptVocabulary, Writer
+from serve.explanations import Attributors
+from serve.gateway import Explaining, Gateway, GatewayLimits, RerankerService
 from serve.guard import BodyLimits, Guard
-from serve.handles import RerankerHandle
+from serve.handles import AttributorHandle, RerankerHandle, WriterHandle
 from serve.lists import TokenCounter
 from serve.metrics import RequestMetrics
 from serve.reranker import Reranker, load_served
@@ -30,6 +36,14 @@ MAX_ONGOING_REQUESTS = 1024
 MAX_QUEUED_REQUESTS = 2048
 """Calls that wait for a replica at most."""
 
+CHAT_TOKENS = 64
+"""What a chat format may add to a prompt, generously."""
+
+MAX_FAILURES = 5
+"""Texts that may fail in a row before the explainer is left alone for `PAUSE_S`."""
+
+PAUSE_S = 30.0
+
 HEALTH_CHECK_PERIOD_S = 5.0
 HEALTH_CHECK_TIMEOUT_S = 30.0
 GRACEFUL_SHUTDOWN_S = 20.0
@@ -37,13 +51,42 @@ GRACEFUL_SHUTDOWN_S = 20.0
 
 def build_app(args: ServeArgs) -> Application:
     """Return the application that `serve run` and `whyrank serve` start."""
+    if args.explainer is None:
+        return wired(args, engine=None, text_server=None)
+    from rerank_core.models.pretrained import resolve_model
+    from serve.llm import build_text_server  # loads vLLM
+
+    engine = EngineConfig(
+        model=resolve_model(args.explainer).resolve(),
+        max_model_tokens=args.max_model_tokens,
+        max_new_tokens=args.max_new_tokens,
+        temperature=0.0,
+        seed=0,
+    )
+    return wired(args, engine=engine, text_server=build_text_server(engine, args.text_server))
+
+
+def wired(args: ServeArgs, *, engine: EngineConfig | None, text_server: Application | None) -> Application:
+    """Return the application around a deployment that writes texts; without one a template writes them."""
     reranker = serve.deployment(name="reranker", **_options(args.reranker))(RerankerReplica).bind(args)
+    attributor = serve.deployment(name="attributor", **_options(args.attributor))(AttributorReplica).bind(
+        args
+    )
     ingress = serve.ingress()(GatewayReplica)
-    return serve.deployment(name="gateway", **_options(args.gateway))(ingress).bind(args, reranker)
+    return serve.deployment(name="gateway", **_options(args.gateway))(ingress).bind(
+        args, engine, reranker, attributor, text_server
+    )
 
 
-def build_http(args: ServeArgs, reranker: RerankerService) -> ASGIApp:
-    """Return the gateway as an ASGI application, whatever its reranker is."""
+def build_http(
+    args: ServeArgs,
+    *,
+    reranker: RerankerService,
+    attributors: Attributors,
+    engine: EngineConfig | None = None,
+    writer: Writer | None = None,
+) -> ASGIApp:
+    """Return the gateway as an ASGI application, wherever its services run."""
     admission = TokenAdmission(args.max_pending_tokens)
     gateway = Gateway(
         reranker,
@@ -51,6 +94,13 @@ def build_http(args: ServeArgs, reranker: RerankerService) -> ASGIApp:
         counter=TokenCounter(args.artefact),
         admission=admission,
         limits=GatewayLimits(max_documents=args.max_documents, max_tokens_per_task=args.max_tokens_per_batch),
+        explaining=Explaining(
+            attributors=attributors,
+            explainers=_explainer(args, engine, writer),
+            max_results=args.max_explained,
+            max_evals=args.max_evals,
+            deadline_s=args.attribution_timeout_s,
+        ),
     )
     metrics = RequestMetrics(num_pending_tokens=lambda: admission.num_pending)
     return Guard(
@@ -68,6 +118,19 @@ def build_http(args: ServeArgs, reranker: RerankerService) -> ASGIApp:
     )
 
 
+def _explainer(args: ServeArgs, engine: EngineConfig | None, writer: Writer | None) -> ExplainerService:
+    vocabulary = PromptVocabulary(engine.model) if engine else None
+    return ExplainerService(
+        writer,
+        name=args.explainer or "template",
+        special_tokens=vocabulary.special_tokens if vocabulary else (),
+        num_tokens=vocabulary.num_tokens if vocabulary else len,
+        max_prompt_tokens=args.max_model_tokens - args.max_new_tokens - CHAT_TOKENS,
+        timeout_s=args.explanation_timeout_s,
+        breaker=CircuitBreaker(max_failures=MAX_FAILURES, pause_s=PAUSE_S),
+    )
+
+
 class RerankerReplica(Reranker):
     """A replica that holds the model; it is ready once the artefact's golden pairs have their scores."""
 
@@ -80,15 +143,47 @@ class RerankerReplica(Reranker):
         super().__init__(scorer, card, max_tokens_per_batch=args.max_tokens_per_batch)
 
 
+class AttributorReplica(AttributorService):
+    """A replica that holds the model to attribute its scores."""
+
+    def __init__(self, args: ServeArgs) -> None:
+        scorer, card = load_served(
+            args.artefact,
+            long_documents=args.long_documents,
+            max_tokens_per_batch=args.max_tokens_per_batch,
+        )
+        from rerank_core.attribution.build import (
+            build_attributor,  # loads torch, which a gateway does without
+        )
+
+        super().__init__(partial(build_attributor, scorer), digest=card.digest)
+
+
 class GatewayReplica:
     """A replica that speaks HTTP; Ray Serve asks it for the application once it is made."""
 
-    def __init__(self, args: ServeArgs, reranker: DeploymentHandle[Any]) -> None:
+    def __init__(
+        self,
+        args: ServeArgs,
+        engine: EngineConfig | None,
+        reranker: DeploymentHandle[Any],
+        attributor: DeploymentHandle[Any],
+        text_server: DeploymentHandle[Any] | None,
+    ) -> None:
         self._args = args
+        self._engine = engine
         self._reranker = RerankerHandle(reranker)
+        self._attributor = AttributorHandle(attributor)
+        self._writer = WriterHandle(text_server, engine) if text_server and engine else None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return build_http(self._args, self._reranker)
+        return build_http(
+            self._args,
+            reranker=self._reranker,
+            attributors=self._attributor,
+            engine=self._engine,
+            writer=self._writer,
+        )
 
 
 def _options(args: ReplicaArgs) -> dict[str, Any]:

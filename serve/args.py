@@ -56,8 +56,29 @@ class ServeArgs(_Settings):
     max_concurrent_requests: int = Field(256, ge=1, description="Of one key, at one gateway.")
     receive_timeout_s: float = Field(10.0, gt=0, description="Time for a request's body to arrive.")
     answer_timeout_s: float = Field(60.0, gt=0, description="Time for an answer.")
+    explainer: str | None = Field(
+        None,
+        description="Language model that writes the texts: a name (`smollm2`) or a folder. Without one a"
+        " template writes them.",
+    )
+    max_explained: int = Field(10, ge=1, description="Results that one request may have explained.")
+    max_evals: int = Field(300, ge=2, description="Evaluations of the model for one document's attribution.")
+    attribution_timeout_s: float = Field(
+        20.0, gt=0, description="Time for refined attributions; without them the coarse ones are the answer."
+    )
+    explanation_timeout_s: float = Field(
+        30.0, gt=0, description="Time for a text; without one the template's is the answer."
+    )
+    max_model_tokens: int = Field(2048, ge=256, description="Context of the explainer.")
+    max_new_tokens: int = Field(160, ge=16, description="Tokens that the explainer may write.")
     gateway: ReplicaArgs = Field(ReplicaArgs(), description="Replicas that speak HTTP.")
     reranker: ReplicaArgs = Field(ReplicaArgs(num_cpus=1.0), description="Replicas that hold the model.")
+
+    attributor: ReplicaArgs = Field(ReplicaArgs(num_cpus=1.0), description="Replicas that attribute.")
+    text_server: ReplicaArgs = Field(
+        ReplicaArgs(num_cpus=1.0),
+        description="Replicas of the explainer's engine; several GPUs of one are used in parallel.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ServeArgs:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from rerank_core.errors import DataError
 from rerank_core.ranking.contract import rank
 from rerank_core.records import Calibration, Document, Query
+from serve.attributor import COARSE_EVALS
 from serve.errors import (
     InvalidRequestError,
     ServerFaultError,
@@ -18,9 +19,14 @@ from serve.errors import (
     UnavailableError,
     UnknownModelError,
 )
+from serve.explained_results import event_object, with_explanations
+from serve.explanations import Asked, Degraded, RankedList, explained
 from serve.lists import CostedList, TokenLimits
 from serve.schemas import (
+    AttributionSettings,
     DocumentObject,
+    DoneEvent,
+    ExplainRequest,
     Health,
     Meta,
     ModelList,
@@ -34,9 +40,12 @@ from serve.schemas import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Sequence
+
+    from pydantic import BaseModel
 
     from serve.admission import TokenAdmission
+    from serve.explanations import Attributors, Event, Explainers, Part
     from serve.lists import TokenCounter
     from serve.reranker import ModelCard, Scored, ScoringTask
     from serve.schemas import RerankRequest, Scale, ScoredRequest, ScoreRequest, TeiRerankRequest, Texts
@@ -64,20 +73,30 @@ class GatewayLimits:
     max_tokens_per_task: int  # a longer list is scored in parts
 
 
-@dataclass(frozen=True, slots=True)
-class _Ranked:
-    """A list with its logits, and the positions of its documents, best first."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explaining:
+    """Who explains, and how much of it one request may ask for."""
 
-    costed: CostedList
-    scores: tuple[float, ...]
-    order: tuple[int, ...]
-    digest: str
+    attributors: Attributors
+    explainers: Explainers
+    max_results: int
+    max_evals: int  # of one document
+    deadline_s: float  # for refined attributions
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """What a rerank request was answered with, before anything is explained."""
+
+    response: RerankResponse
+    ranked: RankedList
+    costs: tuple[int, ...]
 
 
 class Gateway:
     """Answers what clients ask, with a reranker that may run elsewhere."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one argument per part
         self,
         reranker: RerankerService,
         *,
@@ -85,24 +104,57 @@ class Gateway:
         counter: TokenCounter,
         admission: TokenAdmission,
         limits: GatewayLimits,
+        explaining: Explaining,
     ) -> None:
         self._reranker = reranker
         self._name = name
         self._counter = counter
         self._admission = admission
         self._limits = limits
+        self._explaining = explaining
         self._created = int(time.time())
 
     async def rerank(self, request: RerankRequest) -> RerankResponse:
-        """Return the documents of a request in the order of their scores; equal scores keep their order."""
+        """Return the documents of a request in the order of their scores, explained where asked for."""
+        answered = await self._answered(request)
+        asked = self._asked(request)
+        if asked is None:
+            return answered.response
+        with self._admission.work_of(explaining_cost(answered.ranked, answered.costs, asked)):
+            events = [event async for event in self._explained(answered.ranked, asked)]
+        return with_explanations(answered.response, answered.ranked, asked, events)
+
+    async def rerank_events(self, request: RerankRequest) -> AsyncIterator[tuple[str, BaseModel]]:
+        """Yield what a rerank request is answered with as it becomes known, each with the name of its kind.
+
+        First the ranking; then, where something is to be explained, words, drafts and texts; at last `done`.
+        """
+        answered = await self._answered(request)
+        yield "ranking", answered.response
+        asked = self._asked(request)
+        degraded: list[Part] = []
+        if asked is not None:
+            with self._admission.work_of(explaining_cost(answered.ranked, answered.costs, asked)):
+                async for event in self._explained(answered.ranked, asked):
+                    if isinstance(event, Degraded):
+                        degraded.append(event.part)
+                    else:
+                        yield event_object(event, answered.ranked, asked)
+        yield "done", DoneEvent(degraded=degraded)
+
+    def _explained(self, ranked: RankedList, asked: Asked) -> AsyncIterator[Event]:
+        who = self._explaining
+        return explained(ranked, asked, attributors=who.attributors, explainers=who.explainers)
+
+    async def _answered(self, request: RerankRequest) -> _Answered:
         self._require_served(request.model)
         sent = request.documents if isinstance(request.documents, list) else [request.documents]
         card = await self._reranker.describe()
         scale = chosen_scale(request, card)
         (found,) = await self._ranked([(request.query, documents_of(sent))], request=request, card=card)
-        shown = shown_scores(found.scores, scale=scale, card=card)
-        order = found.order[: request.top_n or None]
-        return RerankResponse(
+        costed, ranked = found
+        shown = shown_scores(ranked.scores, scale=scale, card=card)
+        response = RerankResponse(
             id=f"rerank-{uuid.uuid4().hex}",
             created=int(time.time()),
             model=self._name,
@@ -112,10 +164,42 @@ class Gateway:
                     relevance_score=shown[index],
                     document=_echo(sent[index]) if request.return_documents else None,
                 )
-                for index in order
+                for index in ranked.order[: request.top_n or None]
             ],
-            usage=_usage([found]),
-            meta=_meta([found], scale=scale, card=card),
+            usage=_usage([costed]),
+            meta=_meta([costed], scale=scale, card=card, digest=ranked.digest),
+        )
+        return _Answered(response, ranked, costed.costs)
+
+    def _asked(self, request: RerankRequest) -> Asked | None:
+        """Return what is to be explained, or None.
+
+        Raises:
+            TooLargeError: more evaluations are asked for than the server allows.
+        """
+        options, limits = request.explain, self._explaining
+        if options is None or not (options.attributions or options.text):
+            return None
+        settings = request if isinstance(request, ExplainRequest) else AttributionSettings()
+        budget = settings.budget or limits.max_evals
+        if budget > limits.max_evals:
+            raise TooLargeError(
+                f"a budget of {budget} evaluations is more than {limits.max_evals}",
+                code="budget_too_large",
+                remedy=f"ask for {limits.max_evals} evaluations or fewer",
+                param="budget",
+            )
+        return Asked(
+            num_results=min(options.top_k, limits.max_results, request.top_n or limits.max_results),
+            with_text=options.text,
+            num_words=options.top_k_words,
+            contrast=options.contrast,
+            with_next=options.contrast or settings.target == "margin",
+            method=settings.method,
+            leaf=settings.granularity,
+            max_evals=budget,
+            seed=settings.seed,
+            deadline_s=limits.deadline_s,
         )
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
@@ -125,20 +209,23 @@ class Gateway:
         scale = chosen_scale(request, card)
         lists = pairs_of(request)
         found = await self._ranked(lists, request=request, card=card)
-        scores = [score for one in found for score in shown_scores(one.scores, scale=scale, card=card)]
+        costed = [one for one, _ in found]
+        scores = [score for _, one in found for score in shown_scores(one.scores, scale=scale, card=card)]
         return ScoreResponse(
             id=f"score-{uuid.uuid4().hex}",
             created=int(time.time()),
             model=self._name,
             data=[ScoreResult(index=index, score=score) for index, score in enumerate(scores)],
-            usage=_usage(found),
-            meta=_meta(found, scale=scale, card=card),
+            usage=_usage(costed),
+            meta=_meta(costed, scale=scale, card=card, digest=found[0][1].digest),
         )
 
     async def rerank_tei(self, request: TeiRerankRequest) -> list[TeiResult]:
         """Return the texts of a request in the order of their scores, as text-embeddings-inference does."""
         card = await self._reranker.describe()
-        (found,) = await self._ranked([(request.query, documents_of(request.texts))], request=None, card=card)
+        ((_, found),) = await self._ranked(
+            [(request.query, documents_of(request.texts))], request=None, card=card
+        )
         scale: Scale = "logit" if request.raw_scores else "sigmoid"
         shown = shown_scores(found.scores, scale=scale, card=card)
         return [
@@ -187,7 +274,7 @@ class Gateway:
         *,
         request: ScoredRequest | None,
         card: ModelCard,
-    ) -> list[_Ranked]:
+    ) -> list[tuple[CostedList, RankedList]]:
         """Return each list with its scores, all of one artefact."""
         for query, documents in lists:
             _require_texts(query, documents, max_documents=self._limits.max_documents)
@@ -195,7 +282,7 @@ class Gateway:
         costed = await asyncio.to_thread(self._costed, lists, card, limits)
         with self._admission.work_of(sum(one.num_tokens for one in costed)):
             scored = await self._scored(costed)
-        return [_rank(one, found) for one, found in zip(costed, scored, strict=True)]
+        return [(one, _rank(one, found)) for one, found in zip(costed, scored, strict=True)]
 
     def _costed(
         self, lists: Sequence[tuple[str, Sequence[Document]]], card: ModelCard, limits: TokenLimits
@@ -300,7 +387,7 @@ def shown_scores(scores: Sequence[float], *, scale: Scale, card: ModelCard) -> l
     return calibration.probabilities(scores)
 
 
-def _rank(costed: CostedList, parts: Sequence[Scored]) -> _Ranked:
+def _rank(costed: CostedList, parts: Sequence[Scored]) -> RankedList:
     scores = tuple(score for part in parts for score in part.scores)
     names = [str(index) for index in range(len(scores))]
     try:
@@ -311,7 +398,8 @@ def _rank(costed: CostedList, parts: Sequence[Scored]) -> _Ranked:
             code="score_not_finite",
             remedy="the artefact is broken for this text; tell the operator",
         ) from error
-    return _Ranked(costed, scores, tuple(int(name) for name in ranking.doc_ids), parts[0].digest)
+    order = tuple(int(name) for name in ranking.doc_ids)
+    return RankedList(costed.query, costed.documents, scores, order, parts[0].digest)
 
 
 async def _together(calls: Sequence[Awaitable[Scored]]) -> list[Scored]:
@@ -349,18 +437,24 @@ def _require_texts(query: str, documents: Sequence[Document], *, max_documents: 
         )
 
 
+def explaining_cost(ranked: RankedList, costs: Sequence[int], asked: Asked) -> int:
+    """Return about how many tokens the model reads to explain: a masked text has half of a text's tokens."""
+    chosen = ranked.order[: asked.num_results + asked.with_next]
+    return sum(costs[index] for index in chosen) * (asked.max_evals + COARSE_EVALS) // 2
+
+
 def _echo(sent: str | DocumentObject) -> dict[str, object]:
     return {"text": sent} if isinstance(sent, str) else sent.model_dump(exclude_unset=True)
 
 
-def _usage(found: Sequence[_Ranked]) -> Usage:
-    tokens = sum(one.costed.num_tokens for one in found)
+def _usage(lists: Sequence[CostedList]) -> Usage:
+    tokens = sum(one.num_tokens for one in lists)
     return Usage(prompt_tokens=tokens, total_tokens=tokens)
 
 
-def _meta(found: Sequence[_Ranked], *, scale: Scale, card: ModelCard) -> Meta:
-    num_cut = sum(one.costed.num_cut for one in found)
-    num_long = sum(one.costed.num_long for one in found)
+def _meta(lists: Sequence[CostedList], *, scale: Scale, card: ModelCard, digest: str) -> Meta:
+    num_cut = sum(one.num_cut for one in lists)
+    num_long = sum(one.num_long for one in lists)
     warnings = []
     if num_cut:
         warnings.append(f"{num_cut} documents were cut at the request's limit of tokens")
@@ -368,4 +462,4 @@ def _meta(found: Sequence[_Ranked], *, scale: Scale, card: ModelCard) -> Meta:
         warnings.append(f"{num_long} documents were cut at the {card.max_length} tokens that the model reads")
     elif num_long:
         warnings.append(f"{num_long} long documents have the score of their best chunk")
-    return Meta(scale=scale, model_digest=found[0].digest, warnings=warnings)
+    return Meta(scale=scale, model_digest=digest, warnings=warnings)

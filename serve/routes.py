@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Body, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -16,6 +17,7 @@ from serve.bodies import parse_body
 from serve.errors import ApiError, InvalidRequestError, ServerFaultError, UnprocessableError
 from serve.schemas import (
     ErrorResponse,
+    ExplainRequest,
     Health,
     ModelList,
     RerankRequest,
@@ -28,8 +30,9 @@ from serve.schemas import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
+    from pydantic import BaseModel
     from starlette.responses import Response
 
     from serve.gateway import Gateway
@@ -59,6 +62,8 @@ SCORE_EXAMPLE = {
     "queries": "sea ice thickness",
     "documents": ["Ice freeboard from radar.", "River ice dates."],
 }
+EXPLAIN_EXAMPLE = RERANK_EXAMPLE | {"explain": {"top_k": 1, "contrast": True}, "budget": 200}
+EVENT_STREAM = "text/event-stream"
 TEI_EXAMPLE = {"query": "sea ice thickness", "texts": ["Ice freeboard from radar.", "River ice dates."]}
 
 
@@ -112,10 +117,27 @@ def build_api(gateway: Gateway, metrics: RequestMetrics) -> FastAPI:
 
 def _add_ranking(api: FastAPI, gateway: Gateway) -> None:
     async def rerank(
-        body: Annotated[RerankRequest, Body(openapi_examples=_example(RERANK_EXAMPLE))],
-    ) -> RerankResponse:
-        """Rank documents for a query, best first: the body of Cohere's, Jina's and vLLM's clients."""
-        return await gateway.rerank(body)
+        request: Request, body: Annotated[RerankRequest, Body(openapi_examples=_example(RERANK_EXAMPLE))]
+    ) -> Any:
+        """Rank documents for a query, best first: the body of Cohere's, Jina's and vLLM's clients.
+
+        With `Accept: text/event-stream` the ranking comes first, and explanations as they are found.
+        """
+        return await _plain_or_streamed(gateway, body, request)
+
+    async def explain(
+        request: Request, body: Annotated[ExplainRequest, Body(openapi_examples=_example(EXPLAIN_EXAMPLE))]
+    ) -> Any:
+        """Rank documents, and explain the first ones in words and in a verified text."""
+        options = body.explain.model_copy(update={"text": True})
+        return await _plain_or_streamed(gateway, body.model_copy(update={"explain": options}), request)
+
+    async def attribute(
+        request: Request, body: Annotated[ExplainRequest, Body(openapi_examples=_example(EXPLAIN_EXAMPLE))]
+    ) -> Any:
+        """Rank documents, and find the words that caused the scores of the first ones."""
+        options = body.explain.model_copy(update={"text": False, "attributions": True})
+        return await _plain_or_streamed(gateway, body.model_copy(update={"explain": options}), request)
 
     async def score(
         body: Annotated[ScoreRequest, Body(openapi_examples=_example(SCORE_EXAMPLE))],
@@ -131,6 +153,8 @@ def _add_ranking(api: FastAPI, gateway: Gateway) -> None:
 
     for paths, endpoint, answer in (
         (RERANK_PATHS, rerank, RerankResponse),
+        (("/v1/explain",), explain, RerankResponse),
+        (("/v1/attribute",), attribute, RerankResponse),
         (SCORE_PATHS, score, ScoreResponse),
         (("/tei/rerank",), rerank_tei, list[TeiResult]),
     ):
@@ -144,6 +168,33 @@ def _add_ranking(api: FastAPI, gateway: Gateway) -> None:
                 responses=_errors(*MEANING),
                 operation_id=f"{endpoint.__name__}{path.replace('/', '_')}",
             )
+
+
+async def _plain_or_streamed(gateway: Gateway, body: RerankRequest, request: Request) -> Any:
+    """Return the response, or a stream of events where the client asks for one."""
+    if EVENT_STREAM not in request.headers.get("accept", ""):
+        return await gateway.rerank(body)
+    events = gateway.rerank_events(body)
+    first = await anext(events)  # an error before the ranking is answered as any other
+    return StreamingResponse(
+        _sse(first, events), media_type=EVENT_STREAM, headers={"Cache-Control": "no-store"}
+    )
+
+
+async def _sse(
+    first: tuple[str, BaseModel], events: AsyncIterator[tuple[str, BaseModel]]
+) -> AsyncIterator[str]:
+    """Yield events in the format of server-sent events; an error ends them, as an event of its own."""
+    try:
+        yield _event(*first)
+        async for name, value in events:
+            yield _event(name, value)
+    except ApiError as error:
+        yield f"event: error\ndata: {json.dumps(error.body)}\n\n"
+
+
+def _event(name: str, value: BaseModel) -> str:
+    return f"event: {name}\ndata: {value.model_dump_json(exclude_none=True)}\n\n"
 
 
 def _add_operation(api: FastAPI, gateway: Gateway, metrics: RequestMetrics) -> None:

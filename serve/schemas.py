@@ -67,6 +67,18 @@ class ScoredRequest(_Request):
     )
 
 
+class ExplainOptions(BaseModel):
+    """What is explained of the first results, and how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    attributions: bool = Field(True, description="The words that caused each score, with their values.")
+    text: bool = Field(False, description="A verified text; it takes the attributions with it.")
+    top_k: int = Field(3, ge=1, le=1000, description="How many of the first results are explained.")
+    top_k_words: int = Field(10, ge=1, le=100, description="Words of a result that a text may cite.")
+    contrast: bool = Field(False, description="Texts say why a result stands above the next one.")
+
+
 class RerankRequest(ScoredRequest):
     """The body of Cohere's, Jina's and vLLM's clients."""
 
@@ -74,6 +86,33 @@ class RerankRequest(ScoredRequest):
     documents: Texts
     top_n: int | None = Field(None, ge=0, description="So many results; null, 0 or more than there are: all.")
     return_documents: bool = Field(False, description="Each result then holds its document, as it was sent.")
+    explain: ExplainOptions | None = Field(
+        None, description="Explain the first results; each then holds an `explanation`."
+    )
+
+
+class AttributionSettings(BaseModel):
+    """How values are found."""
+
+    method: Literal["pruned", "partition", "exact", "shap"] = Field(
+        "pruned", description="How values are found; `exact` is for short texts."
+    )
+    granularity: Literal["token", "word", "sentence", "field"] = Field(
+        "token", description="What is switched on and off; values of tokens are summed into words."
+    )
+    budget: int | None = Field(
+        None, ge=2, le=100_000, description="Evaluations of the model per document; the server has a limit."
+    )
+    target: Literal["score", "margin"] = Field(
+        "score", description="`margin`: of a result over the next one, whose words count with opposite sign."
+    )
+    seed: int = Field(0, ge=0, le=2**32 - 1)
+
+
+class ExplainRequest(RerankRequest, AttributionSettings):
+    """A rerank request whose first results are explained, with the settings of the attribution."""
+
+    explain: ExplainOptions = Field(ExplainOptions(), description="What is explained of the first results.")
 
 
 class ScoreRequest(ScoredRequest):
@@ -98,12 +137,66 @@ class TeiRerankRequest(_Request):
     truncate: bool = False
 
 
+class UnitObject(BaseModel):
+    """A word, or a longer part, at characters `start` to `end` of the text (or title) that was sent."""
+
+    text: str
+    start: int
+    end: int
+    field: Literal["title", "text"]
+    value: float = Field(description="What it added to the score, as a logit.")
+
+
+class AttributionObject(BaseModel):
+    """Values that add up: `base_value + sum(values) + residual = score`, all logits."""
+
+    score: float
+    base_value: float
+    units: list[UnitObject]
+    residual: float
+    method: str
+    num_evals: int
+    error: float | None = Field(None, description="Estimated bound on the error of the values, as a logit.")
+    seed: int
+    is_truncated: bool = Field(description="Only the part of the document that was read has units.")
+    is_refined: bool = Field(description="False: there was no time for all evaluations that were asked for.")
+
+
+class TextObject(BaseModel):
+    """A text that agrees with the attribution, word for word."""
+
+    text: str
+    cited: list[str]
+    effects: list[str] = Field(description="What the text says that each cited word did; empty: nothing.")
+    is_fallback: bool = Field(description="The model's text was refused, or there was none: a template's.")
+    problems: list[str] = Field(description="Why it was refused.")
+    with_attribution: bool
+    generator: str
+
+
+class MarginObject(BaseModel):
+    """How far a result stands above the next one, in logits, and the next one's words."""
+
+    index: int = Field(description="The next result's position in the request.")
+    margin: float
+    attribution: AttributionObject
+
+
+class ExplanationObject(BaseModel):
+    """Why a result stands where it does."""
+
+    attribution: AttributionObject | None = None
+    above: MarginObject | None = None
+    text: TextObject | None = None
+
+
 class RerankResult(BaseModel):
     """One document at its place: `index` is its position in the request, from 0."""
 
     index: int
     relevance_score: float
     document: dict[str, Any] | None = None
+    explanation: ExplanationObject | None = None
 
 
 class Usage(BaseModel):
@@ -145,6 +238,36 @@ class RerankResponse(BaseModel):
     results: list[RerankResult]
     usage: Usage
     meta: Meta
+    degraded: list[Literal["attributor", "explainer"]] | None = Field(
+        None, description="Who could not do all that was asked for; the ranking is complete."
+    )
+
+
+class WordsEvent(BaseModel):
+    """`attributions`: those of each explained result, by position; once more when they are refined."""
+
+    is_refined: bool
+    explanations: dict[int, ExplanationObject]
+
+
+class DraftEvent(BaseModel):
+    """`draft`: further words of a text that is not verified as a whole yet; the `explanation` may differ."""
+
+    index: int
+    text: str
+
+
+class TextEvent(BaseModel):
+    """`explanation`: the text about a result."""
+
+    index: int
+    text: TextObject
+
+
+class DoneEvent(BaseModel):
+    """`done`: nothing more comes."""
+
+    degraded: list[Literal["attributor", "explainer"]]
 
 
 class ScoreResult(BaseModel):

@@ -11,6 +11,8 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
 from rerank_core.errors import ResourceError
 from serve.args import KeyCommand, ServeArgs, ServeCommand
 from serve.auth import add_key, revoke_keys, revoke_oldest_key
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ray.serve.schema import LoggingConfig
-
-logger = logging.getLogger("whyrank.serve")
 
 APP_NAME = "whyrank"
 MIN_LOGICAL_CPUS = 8
@@ -43,7 +43,8 @@ def run_serve(command: ServeCommand) -> None:
     args = ServeArgs.model_validate(command.model_dump(include=set(ServeArgs.model_fields)))
     with ray_here(command.address), served(args, host=command.host, port=command.port):
         where = f"http://{command.host}:{command.port}"
-        logger.info("%s answers at %s; its API is at %s/docs; Ctrl-C ends it", args.model_name, where, where)
+        told = f"{args.model_name} answers at {where}; its API is at {where}/docs; Ctrl-C ends it"
+        Console(stderr=True).print(told, highlight=False, soft_wrap=True)
         _wait_for_signal()
 
 

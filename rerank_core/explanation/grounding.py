@@ -82,6 +82,11 @@ def effects_told(evidence: Evidence) -> tuple[Effect, ...]:
     return ("lowered", "other_raised")
 
 
+def is_sayable(word: str, document: Document) -> bool:
+    """Say whether a text about a document may have a word: one of its own, or one that joins them."""
+    return not is_refused(word) and _is_said_by(word, _described(document))
+
+
 def check_grounding(
     sentences: Sequence[Sentence], *, evidence: Evidence | None, document: Document
 ) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rerank_core.explanation.grounding import (
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from rerank_core.prompting.parse import Effect
-    from rerank_core.records import Document, Evidence, Query
+    from rerank_core.records import Attribution, Document, Evidence, Query
 
 MAX_DOCUMENT_CHARS = 4000
 """Longest part of a document's text that a prompt shows."""
@@ -140,6 +140,25 @@ def asked_words(placement: Placement) -> dict[Effect, list[str]]:
     return {
         effect: [word.text for word in found[effect]] for effect in (reversed(told) if is_turned else told)
     }
+
+
+def read_document(attribution: Attribution, document: Document) -> Document:
+    """Return a document as far as its scorer reads it: an explanation may tell nothing else of it.
+
+    Of a text that is read in part, what stands from the first attributed word to the last remains, with the
+    letters and marks that touch them; a title without an attributed word goes.
+    """
+    if not attribution.is_truncated or not attribution.units:
+        return document
+    of_text = [unit for unit in attribution.units if unit.field == "text"]
+    is_titled = len(of_text) < len(attribution.units)
+    start, end = (of_text[0].start, of_text[-1].end) if of_text else (0, 0)
+    while start > 0 and not document.text[start - 1].isspace():
+        start -= 1
+    while end < len(document.text) and not document.text[end].isspace():
+        end += 1
+    title = document.title if is_titled else ""
+    return replace(document, text=document.text[start:end], title=title)
 
 
 def _other_slots(evidence: Evidence, *, tokens: Sequence[str], max_chars: int) -> dict[str, str]:

@@ -20,22 +20,21 @@ from jobs.explain import (
 )
 from jobs.first_texts import FirstTexts
 from jobs.generation import (
-    EngineConfig,
     Failure,
     Request,
-    engine_environment,
-    engine_settings,
     failure_reason,
 )
 from jobs.manifest import file_digest, folder_digest, opened_output, read_manifest, write_json
-from jobs.placements import planned_placements, read_document
+from jobs.placements import planned_placements
 from jobs.reuse import check_reusable_explanations
 from jobs.shards import Shard, commit_shard, pending_shards, plan_shards
 from jobs.verified_texts import once_answered, verified
 from rerank_core.attribution.table import attributions_table
 from rerank_core.errors import ConfigError, DataError, JobError
+from rerank_core.explanation.engine import EngineConfig, engine_environment, engine_settings
 from rerank_core.explanation.explain import conclude, conclude_failure
 from rerank_core.explanation.table import explanations_table, read_explanations
+from rerank_core.explanation.task import read_document
 from rerank_core.formats import RUN, documents_table, queries_table, table_of, write_table
 from rerank_core.models.tiny import save_tiny_causal
 from rerank_core.records import Attribution, Document, EvidenceWord, Generation, Query, Unit

@@ -8,17 +8,26 @@ from typing import TYPE_CHECKING
 import pytest
 from starlette.testclient import TestClient
 
+from rerank_core.attribution.attributor import PlainTexts, SearchAttributor
+from rerank_core.attribution.estimators import PrunedOwen
+from rerank_core.errors import ConfigError
+from rerank_core.models.tiny import tiny_tokenizer
 from rerank_core.records import Calibration, Query
 from rerank_core.testing import OverlapScorer
 from serve.app import build_http
 from serve.args import ServeArgs
+from serve.attributor import AttributorService
 from serve.reranker import ModelCard, Reranker
 from tests.untrained import save_untrained_artefact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from rerank_core.attribution.build import Method
+    from rerank_core.attribution.leaves import Leaf
+    from serve.explainer import Writer
+    from serve.explanations import Attributors
     from serve.gateway import RerankerService
 
 TEXTS = (
@@ -28,6 +37,27 @@ TEXTS = (
     "ice on lakes and seas",
 )
 QUERY = Query("q", "sea ice")
+
+
+TOKENIZER = tiny_tokenizer([*TEXTS, QUERY.text], has_mask=True)
+
+
+def build_overlap_attributor(
+    method: Method, *, leaf: Leaf, max_evals: int, before_call: Callable[[], None]
+) -> SearchAttributor:
+    """Return an attributor of the number of words that two texts share."""
+    if method == "exact":
+        raise ConfigError("too many words for an enumeration")
+    scorer = OverlapScorer()
+
+    class Watched(PlainTexts):
+        def score_texts(self, texts: Sequence[tuple[Query, str]]) -> list[float]:
+            before_call()
+            return super().score_texts(texts)
+
+    return SearchAttributor(
+        scorer, TOKENIZER, PrunedOwen(max_evals), leaf=leaf, open_texts=lambda: Watched(scorer)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -50,11 +80,23 @@ def connect(artefact: Path, card: ModelCard) -> Iterator[Callable[..., TestClien
     """Connect clients to gateways in this process; their reranker counts the words that two texts share."""
     with ExitStack() as stack:
 
-        def connected(reranker: RerankerService | None = None, **settings: object) -> TestClient:
+        def connected(
+            reranker: RerankerService | None = None,
+            *,
+            attributors: Attributors | None = None,
+            writer: Writer | None = None,
+            **settings: object,
+        ) -> TestClient:
             args = ServeArgs.model_validate(
                 {"artefact": artefact, "auth": "keys" in settings, "name": "tiny", **settings}
             )
             fake = Reranker(OverlapScorer(), card, max_tokens_per_batch=args.max_tokens_per_batch)
-            return stack.enter_context(TestClient(build_http(args, reranker or fake)))
+            app = build_http(
+                args,
+                reranker=reranker or fake,
+                attributors=attributors or AttributorService(build_overlap_attributor, digest=card.digest),
+                writer=writer,
+            )
+            return stack.enter_context(TestClient(app))
 
         yield connected

@@ -14,9 +14,11 @@ from rerank_core.records import Calibration
 from rerank_core.testing import OverlapScorer
 from serve.app import build_http
 from serve.args import ServeArgs
+from serve.attributor import AttributorService
 from serve.auth import add_key
 from serve.reranker import ModelCard, Reranker, Scored, ScoringTask
 from serve.routes import RERANK_PATHS, SCORE_PATHS
+from tests.unit.serve.conftest import build_overlap_attributor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -309,7 +311,9 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(connect: Callable
 
 def test_a_body_without_end_is_refused_once_it_is_too_large(artefact: Path, card: ModelCard) -> None:
     args = ServeArgs(artefact=artefact, auth=False, max_body_bytes=2000)
-    app = build_http(args, Reranker(OverlapScorer(), card, max_tokens_per_batch=512))
+    reranker = Reranker(OverlapScorer(), card, max_tokens_per_batch=512)
+    attributors = AttributorService(build_overlap_attributor, digest=card.digest)
+    app = build_http(args, reranker=reranker, attributors=attributors)
     received: list[int] = []
     sent: list[Message] = []
 

@@ -1,0 +1,235 @@
+"""Why the first results stand where they do: words first, refined words next, then texts, as they come."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+
+from rerank_core.explanation.evidence import contrast_evidence, select_evidence
+from rerank_core.explanation.task import Placement, read_document
+from serve.attributor import AttributionTask
+from serve.errors import ApiError, InvalidRequestError, UnavailableError
+from serve.explainer import Draft
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from rerank_core.attribution.build import Method
+    from rerank_core.attribution.leaves import Leaf
+    from rerank_core.records import Attribution, Document, Explanation, Query
+    from serve.attributor import Attributed
+    from serve.explainer import Explained
+
+Part = Literal["attributor", "explainer"]
+
+LARGEST_DIFFERENCE = 1e-3
+"""How far the attributor's score of a document may lie from the reranker's, in logits."""
+
+
+class Attributors(Protocol):
+    """An attributor, in this process or behind a handle."""
+
+    def attribute(self, task: AttributionTask) -> AsyncIterator[Attributed]:
+        """Yield coarse attributions, and refined ones if there is time."""
+        ...
+
+
+class Explainers(Protocol):
+    """Whoever writes texts about placements."""
+
+    def explain(self, placement: Placement) -> AsyncIterator[Draft | Explained]:
+        """Yield drafts, and at last the explanation."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What of the first results is to be explained."""
+
+    num_results: int
+    with_text: bool
+    num_words: int
+    contrast: bool
+    with_next: bool  # the result behind the last one that is explained is attributed too
+    method: Method
+    leaf: Leaf
+    max_evals: int
+    seed: int
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RankedList:
+    """A query's documents with their scores, as logits; `order` are their positions, best first."""
+
+    query: Query
+    documents: tuple[Document, ...]
+    scores: tuple[float, ...]
+    order: tuple[int, ...]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class WordsFound:
+    """Attributions by position, of the explained results and of the one behind them."""
+
+    by_index: dict[int, Attribution]
+    is_refined: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WordsDrafted:
+    """Further words of a text that is being written about a result."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextFound:
+    """The text about a result."""
+
+    index: int
+    explanation: Explanation
+
+
+@dataclass(frozen=True, slots=True)
+class Degraded:
+    """Who could not do all that was asked for."""
+
+    part: Part
+
+
+Event: TypeAlias = WordsFound | WordsDrafted | TextFound | Degraded
+
+
+async def explained(
+    ranked: RankedList, asked: Asked, *, attributors: Attributors, explainers: Explainers
+) -> AsyncIterator[Event]:
+    """Yield what is found out about the first results, in the order in which it is; faults become `Degraded`.
+
+    Raises:
+        InvalidRequestError: the settings of the attribution do not fit the documents.
+    """
+    words: dict[int, Attribution] = {}
+    is_refined = False
+    try:
+        async for found in _attributed(ranked, asked, attributors):
+            words, is_refined = found.by_index, found.is_refined
+            yield found
+    except InvalidRequestError:
+        raise
+    except ApiError:
+        pass  # what came before stays; if nothing did, texts are written from the documents alone
+    if not is_refined:
+        yield Degraded("attributor")
+    if asked.with_text:
+        async for event in _written(ranked, asked, words, explainers):
+            yield event
+
+
+async def _attributed(
+    ranked: RankedList, asked: Asked, attributors: Attributors
+) -> AsyncIterator[WordsFound]:
+    chosen = ranked.order[: asked.num_results + asked.with_next]
+    task = AttributionTask(
+        query=ranked.query,
+        documents=tuple(ranked.documents[index] for index in chosen),
+        method=asked.method,
+        leaf=asked.leaf,
+        max_evals=asked.max_evals,
+        seed=asked.seed,
+        deadline_s=asked.deadline_s,
+    )
+    async for found in attributors.attribute(task):
+        _require_same_model(ranked, found, chosen)
+        yield WordsFound(dict(zip(chosen, found.attributions, strict=True)), found.is_refined)
+
+
+def _require_same_model(ranked: RankedList, found: Attributed, chosen: Sequence[int]) -> None:
+    """Refuse values of another model than the one that ranked, or of other scores."""
+    pairs = zip(chosen, found.attributions, strict=True)
+    if found.digest == ranked.digest and all(
+        abs(attribution.score - ranked.scores[index]) <= LARGEST_DIFFERENCE for index, attribution in pairs
+    ):
+        return
+    raise UnavailableError(
+        "the attributor has another version of the model than the reranker",
+        code="model_changing",
+        remedy="send the request again after the time in Retry-After",
+        retry_after_s=2,
+    )
+
+
+async def _written(
+    ranked: RankedList, asked: Asked, words: dict[int, Attribution], explainers: Explainers
+) -> AsyncIterator[Event]:
+    """Yield what is written about all results at the same time, and one `Degraded` if a text is missing."""
+    events: asyncio.Queue[Event | None] = asyncio.Queue()
+
+    async def write(index: int, placement: Placement) -> None:
+        async for told in explainers.explain(placement):
+            if isinstance(told, Draft):
+                events.put_nowait(WordsDrafted(index, told.text))
+                continue
+            if told.has_failed:
+                failed.add(index)
+            events.put_nowait(TextFound(index, told.explanation))
+
+    async def write_all() -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for index, placement in placements(ranked, asked, words).items():
+                    group.create_task(write(index, placement))
+        finally:
+            events.put_nowait(None)
+
+    failed: set[int] = set()
+    work = asyncio.create_task(write_all())
+    try:
+        while (event := await events.get()) is not None:
+            yield event
+        await work
+    finally:
+        work.cancel()
+    if failed:
+        yield Degraded("explainer")
+
+
+def placements(ranked: RankedList, asked: Asked, words: dict[int, Attribution]) -> dict[int, Placement]:
+    """Return what to explain by position; without its words a result is told from its text alone."""
+    found = {}
+    chosen = ranked.order[: asked.num_results]
+    for rank, index in enumerate(chosen, start=1):
+        attribution = words.get(index)
+        document = ranked.documents[index]
+        placement = Placement(
+            query=ranked.query,
+            document=read_document(attribution, document) if attribution else document,
+            rank=rank,
+            num_candidates=len(ranked.order),
+            evidence=select_evidence(attribution, k=asked.num_words) if attribution else None,
+        )
+        lower = ranked.order[rank] if asked.contrast and rank < len(ranked.order) else None
+        found[index] = _contrasted(placement, ranked, asked, words, lower) if lower is not None else placement
+    return found
+
+
+def _contrasted(
+    placement: Placement, ranked: RankedList, asked: Asked, words: dict[int, Attribution], lower: int
+) -> Placement:
+    """Return a placement that asks why it is above the next one, if something can tell them apart."""
+    other = words.get(lower)
+    own = words.get(ranked.order[placement.rank - 1])
+    if own is None or other is None:
+        return placement
+    evidence = contrast_evidence(
+        own,
+        other,
+        document=read_document(other, ranked.documents[lower]),
+        rank=placement.rank + 1,
+        k=asked.num_words,
+    )
+    assert evidence.contrast is not None
+    return replace(placement, evidence=evidence) if round(evidence.contrast.margin, 2) > 0 else placement
