@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rerank_core.errors import ConfigError
+from rerank_core.explanation.grounding import connectives
 from rerank_core.records import Collection, Document, Generation, Query
 from rerank_core.text import normalise, words
 
@@ -112,7 +113,8 @@ def grounded_answer(prompt: str, schema: Mapping[str, Any]) -> str:
     )
     assert pattern is not None, "the pattern is not one of `explanation.task`"
     terms = [re.sub(r"\\(.)", r"\1", term) for term in re.split(r"(?<!\\)\|", pattern["terms"])]
-    distinct = list({normalise(term): term for term in terms}.values())[:6]
+    own = {normalise(term): term for term in terms if normalise(term) not in connectives()}
+    distinct = [*own.values(), *connectives()][:6]
     sentence: dict[str, Any] = {"text": f"{pattern['openings'].split('|')[0]} {' '.join(distinct)}."}
     for name, found in properties.items():
         if name != "text":

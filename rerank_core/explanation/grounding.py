@@ -96,8 +96,9 @@ def check_grounding(
     to endings of one English stem; numbers exactly, and without a sign) or connectives; sentences of the
     document that give commands do not count, and words that deny or judge are refused, also where the
     document has them. Between words stand spaces and commas, and the hyphens of the document; at the end one
-    full stop. A sentence may not run in circles. With evidence every sentence must cite, `MAX_CITED` words at
-    most for an effect; citations are checked by `check_citations`.
+    full stop. A sentence may not run in circles, nor consist of connectives alone. With evidence every
+    sentence must cite, `MAX_CITED` words at most for an effect; citations are checked by
+    `check_citations`.
 
     What it cannot see is a false statement made of the document's own words.
     """
@@ -160,6 +161,8 @@ def _sentence_problems(text: str, document: Document) -> list[str]:
     ]
     if not text.startswith(tuple(f"{opening} " for opening in openings())):
         problems.append("no_opening")
+    if all(normalise(word.text) in connectives() for word in said):
+        problems.append("says_nothing")
     if _goes_in_circles([normalise(word.text) for word in said]):
         problems.append("repeats")
     gaps = [(text[first.end : second.start], first, second) for first, second in pairwise(said)]

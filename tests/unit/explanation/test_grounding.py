@@ -73,6 +73,7 @@ def test_without_evidence_nothing_need_be_cited_and_no_effect_may_be_claimed() -
         ("This document describes no ice charts", ["refused_word:no", "absent_from_document:no"]),
         ("This document describes the best ice", ["refused_word:best", "absent_from_document:best"]),
         ("Ice of the Arctic", ["no_opening"]),
+        ("This document describes a document that describes an and a.", ["says_nothing"]),
         ("This document describes ice. The Arctic.", ["symbols"]),
         ("This document describes <b>ice</b> charts", ["absent_from_document:b", "symbols"]),
         ("This document describes **ice** charts", ["symbols"]),
