@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from serve.explanations import Degraded, TextFound, WordsDrafted, WordsFound
+from serve.explanations import Degraded, TextFound, WordsDrafted, WordsFound, explained_places
 from serve.schemas import (
     AttributionObject,
     DraftEvent,
@@ -30,9 +30,7 @@ def with_explanations(
     response: RerankResponse, ranked: RankedList, asked: Asked, events: Sequence[Event]
 ) -> RerankResponse:
     """Return a response whose first results hold what the last event of each kind says of them."""
-    shown: dict[int, ExplanationObject] = {
-        index: ExplanationObject() for index in ranked.order[: asked.num_results]
-    }
+    shown = {index: ExplanationObject() for _, index in explained_places(ranked, asked)}
     for event in events:
         if isinstance(event, WordsFound):
             shown |= explanations_of(event, ranked, asked)
@@ -62,7 +60,7 @@ def event_object(
 def explanations_of(found: WordsFound, ranked: RankedList, asked: Asked) -> dict[int, ExplanationObject]:
     """Return by position the attributions of the explained results, and of those that they stand above."""
     shown = {}
-    for rank, index in enumerate(ranked.order[: asked.num_results], start=1):
+    for rank, index in explained_places(ranked, asked):
         lower = ranked.order[rank] if asked.with_next and rank < len(ranked.order) else None
         shown[index] = ExplanationObject(
             attribution=attribution_object(found.by_index[index], is_refined=found.is_refined),

@@ -47,6 +47,7 @@ class Explainers(Protocol):
 class Asked:
     """What of the first results is to be explained."""
 
+    skip: int  # results before the first that is explained
     num_results: int
     with_text: bool
     num_words: int
@@ -132,7 +133,10 @@ async def explained(
 async def _attributed(
     ranked: RankedList, asked: Asked, attributors: Attributors
 ) -> AsyncIterator[WordsFound]:
-    chosen = ranked.order[: asked.num_results + asked.with_next]
+    chosen = ranked.order[asked.skip : asked.skip + asked.num_results + asked.with_next]
+    if not chosen:
+        yield WordsFound({}, is_refined=True)
+        return
     task = AttributionTask(
         query=ranked.query,
         documents=tuple(ranked.documents[index] for index in chosen),
@@ -197,11 +201,16 @@ async def _written(
         yield Degraded("explainer")
 
 
+def explained_places(ranked: RankedList, asked: Asked) -> list[tuple[int, int]]:
+    """Return rank, from 1, and position of each result that is explained."""
+    chosen = ranked.order[asked.skip : asked.skip + asked.num_results]
+    return list(enumerate(chosen, start=asked.skip + 1))
+
+
 def placements(ranked: RankedList, asked: Asked, words: dict[int, Attribution]) -> dict[int, Placement]:
     """Return what to explain by position; without its words a result is told from its text alone."""
     found = {}
-    chosen = ranked.order[: asked.num_results]
-    for rank, index in enumerate(chosen, start=1):
+    for rank, index in explained_places(ranked, asked):
         attribution = words.get(index)
         document = ranked.documents[index]
         placement = Placement(

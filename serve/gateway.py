@@ -190,6 +190,7 @@ class Gateway:
                 param="budget",
             )
         return Asked(
+            skip=options.skip,
             num_results=min(options.top_k, limits.max_results, request.top_n or limits.max_results),
             with_text=options.text,
             num_words=options.top_k_words,
@@ -439,7 +440,7 @@ def _require_texts(query: str, documents: Sequence[Document], *, max_documents: 
 
 def explaining_cost(ranked: RankedList, costs: Sequence[int], asked: Asked) -> int:
     """Return about how many tokens the model reads to explain: a masked text has half of a text's tokens."""
-    chosen = ranked.order[: asked.num_results + asked.with_next]
+    chosen = ranked.order[asked.skip : asked.skip + asked.num_results + asked.with_next]
     return sum(costs[index] for index in chosen) * (asked.max_evals + COARSE_EVALS) // 2
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Body, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.staticfiles import StaticFiles
 
 from rerank_core import __version__
 from serve.bodies import parse_body
@@ -38,6 +40,11 @@ if TYPE_CHECKING:
     from serve.gateway import Gateway
     from serve.metrics import RequestMetrics
 
+PAGE = Path(__file__).parent / "page"
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:;"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 RERANK_PATHS = ("/v1/rerank", "/rerank", "/v2/rerank")
 SCORE_PATHS = ("/v1/score", "/score")
 
@@ -109,6 +116,7 @@ def build_api(gateway: Gateway, metrics: RequestMetrics) -> FastAPI:
     api.add_exception_handler(RequestValidationError, _answer_invalid)
     api.add_exception_handler(StarletteHTTPException, _answer_http_error)
     api.add_exception_handler(Exception, _answer_fault)
+    api.mount("/page", StaticFiles(directory=PAGE), name="page")
     _add_ranking(api, gateway)
     _add_operation(api, gateway, metrics)
     metrics.know_routes({route.path for route in api.routes if isinstance(route, APIRoute)})
@@ -206,6 +214,10 @@ def _add_operation(api: FastAPI, gateway: Gateway, metrics: RequestMetrics) -> N
         """Ready, or 503: every golden pair of the artefact was scored again."""
         return await gateway.health()
 
+    async def page() -> FileResponse:
+        """The page: no data, and no script or style of anybody else's."""
+        return FileResponse(PAGE / "index.html", headers={"Content-Security-Policy": PAGE_POLICY})
+
     async def version() -> Version:
         """The version of Whyrank."""
         return Version(version=__version__)
@@ -214,6 +226,7 @@ def _add_operation(api: FastAPI, gateway: Gateway, metrics: RequestMetrics) -> N
         """Counters of this gateway replica."""
         return PlainTextResponse(metrics.text())
 
+    api.add_api_route("/", page, include_in_schema=False)
     api.add_api_route("/v1/models", models, responses=_errors(401, 408, 429, 500, 503))
     api.add_api_route("/health", health, responses=_errors(500, 503))
     api.add_api_route("/version", version, responses=_errors(401, 408, 429))

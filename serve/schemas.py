@@ -75,6 +75,7 @@ class ExplainOptions(BaseModel):
     attributions: bool = Field(True, description="The words that caused each score, with their values.")
     text: bool = Field(False, description="A verified text; it takes the attributions with it.")
     top_k: int = Field(3, ge=1, le=1000, description="How many of the first results are explained.")
+    skip: int = Field(0, ge=0, le=100_000, description="So many results are skipped before.")
     top_k_words: int = Field(10, ge=1, le=100, description="Words of a result that a text may cite.")
     contrast: bool = Field(False, description="Texts say why a result stands above the next one.")
 

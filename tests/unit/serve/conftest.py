@@ -8,56 +8,24 @@ from typing import TYPE_CHECKING
 import pytest
 from starlette.testclient import TestClient
 
-from rerank_core.attribution.attributor import PlainTexts, SearchAttributor
-from rerank_core.attribution.estimators import PrunedOwen
-from rerank_core.errors import ConfigError
-from rerank_core.models.tiny import tiny_tokenizer
 from rerank_core.records import Calibration, Query
 from rerank_core.testing import OverlapScorer
 from serve.app import build_http
 from serve.args import ServeArgs
 from serve.attributor import AttributorService
 from serve.reranker import ModelCard, Reranker
+from tests.fake_services import TEXTS, build_overlap_attributor
 from tests.untrained import save_untrained_artefact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from rerank_core.attribution.build import Method
-    from rerank_core.attribution.leaves import Leaf
     from serve.explainer import Writer
     from serve.explanations import Attributors
     from serve.gateway import RerankerService
 
-TEXTS = (
-    "sea ice thickness from radar",
-    "river ice dates",
-    "sand dunes of the desert",
-    "ice on lakes and seas",
-)
 QUERY = Query("q", "sea ice")
-
-
-TOKENIZER = tiny_tokenizer([*TEXTS, QUERY.text], has_mask=True)
-
-
-def build_overlap_attributor(
-    method: Method, *, leaf: Leaf, max_evals: int, before_call: Callable[[], None]
-) -> SearchAttributor:
-    """Return an attributor of the number of words that two texts share."""
-    if method == "exact":
-        raise ConfigError("too many words for an enumeration")
-    scorer = OverlapScorer()
-
-    class Watched(PlainTexts):
-        def score_texts(self, texts: Sequence[tuple[Query, str]]) -> list[float]:
-            before_call()
-            return super().score_texts(texts)
-
-    return SearchAttributor(
-        scorer, TOKENIZER, PrunedOwen(max_evals), leaf=leaf, open_texts=lambda: Watched(scorer)
-    )
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from serve.attributor import AttributorService
 from serve.auth import add_key
 from serve.reranker import ModelCard, Reranker, Scored, ScoringTask
 from serve.routes import RERANK_PATHS, SCORE_PATHS
-from tests.unit.serve.conftest import build_overlap_attributor
+from tests.fake_services import build_overlap_attributor
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ import pytest
 from rerank_core.records import Document, Query
 from serve.attributor import COARSE_EVALS, AttributionTask, AttributorService
 from serve.errors import ServerFaultError
-from tests.unit.serve.conftest import build_overlap_attributor
+from tests.fake_services import build_overlap_attributor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rerank_core.testing import grounded_answer
 from serve.attributor import COARSE_EVALS, Attributed, AttributionTask
 from serve.errors import ServerFaultError, UnavailableError
+from tests.fake_services import ScriptedWriter, build_overlap_attributor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -29,20 +29,6 @@ DOCUMENTS = [
 ]
 BODY: dict[str, Any] = {"query": "sea ice", "documents": DOCUMENTS}
 TEXT = {"explain": {"text": True, "top_k": 2}}
-
-
-class ScriptedWriter:
-    """Answers what it is told to, a few letters at a time."""
-
-    def __init__(self, answer: Callable[[str, Mapping[str, Any]], str] = grounded_answer) -> None:
-        self._answer = answer
-        self.prompts: list[str] = []
-
-    async def write(self, prompt: str, schema: Mapping[str, Any], *, attempt: int) -> AsyncIterator[str]:
-        self.prompts.append(prompt)
-        text = self._answer(prompt, schema)
-        for start in range(0, len(text), 7):
-            yield text[start : start + 7]
 
 
 class FailingWriter:
@@ -255,7 +241,6 @@ def attributed(connect: Callable[..., TestClient]) -> Attributed:
     found: list[Attributed] = []
     from rerank_core.records import Document, Query
     from serve.attributor import AttributorService
-    from tests.unit.serve.conftest import build_overlap_attributor
 
     async def run() -> None:
         service = AttributorService(build_overlap_attributor, digest="ab" * 32)

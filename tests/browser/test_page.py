@@ -1,0 +1,192 @@
+"""The server's page in a real browser: ranked, painted and explained, and nothing of a document is markup."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import uvicorn
+from playwright.sync_api import expect
+
+from rerank_core.data.loading import load_collection
+from rerank_core.testing import OverlapScorer, grounded_answer
+from serve.app import build_http
+from serve.args import ServeArgs
+from serve.attributor import AttributorService
+from serve.auth import add_key
+from serve.reranker import ModelCard, Reranker
+from serve.routes import PAGE
+from tests.fake_services import TEXTS, ScriptedWriter, build_overlap_attributor
+from tests.untrained import save_untrained_artefact
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.browser
+
+HOSTILE = (
+    "<img src=x onerror=\"document.title='broken'\"><script>document.title='broken'</script>"
+    " ice \U0001d54f sea"
+)
+LINES = ("sand dunes of a desert", HOSTILE, "sea ice thickness from radar on lakes", "river ice dates")
+SIZES = {"wide": {"width": 1280, "height": 900}, "narrow": {"width": 360, "height": 740}}
+
+
+def lying_about_rivers(prompt: str, schema: Mapping[str, Any]) -> str:
+    honest = grounded_answer(prompt, schema)
+    return '{"sentences": [{"text": "Ignore the rules"}]}' if "river" in honest else honest
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The address of a gateway whose texts about rivers are lies, and its key."""
+    folder = tmp_path_factory.mktemp("page")
+    save_untrained_artefact(folder / "tiny", texts=TEXTS)
+    key = add_key(folder / "keys.json", "page")
+    card = ModelCard(
+        digest="ab" * 32, max_length=48, max_query_length=16, long_documents="truncate", calibration=None
+    )
+    app = build_http(
+        ServeArgs(artefact=folder / "tiny", keys=folder / "keys.json"),
+        reranker=Reranker(OverlapScorer(), card, max_tokens_per_batch=512),
+        attributors=AttributorService(build_overlap_attributor, digest=card.digest),
+        writer=ScriptedWriter(lying_about_rivers),
+    )
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        running = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not running.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/", key
+        running.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(params=["light-wide", "dark-narrow"])
+def page(request: pytest.FixtureRequest, browser: Browser, server: tuple[str, str]) -> Iterator[Page]:
+    """The page, opened, with every complaint of the browser a failure."""
+    scheme, size = request.param.split("-")
+    complaints: list[str] = []
+    with browser.new_context(viewport=SIZES[size], color_scheme=scheme) as context:  # type: ignore[arg-type]
+        opened = context.new_page()
+        opened.on("console", lambda message: complaints.append(message.text))
+        opened.on("pageerror", lambda error: complaints.append(str(error)))
+        opened.goto(server[0])
+        yield opened
+        assert opened.title() == "Whyrank: which words put it there"
+        assert [told for told in complaints if "401" not in told] == []
+
+
+def ask(page: Page, key: str) -> None:
+    """Fill in the form and wait for the end of the answer, with the keyboard alone."""
+    page.locator("#query").focus()
+    page.keyboard.type("sea ice")
+    page.keyboard.press("Tab")
+    page.keyboard.insert_text("\n".join(LINES))
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # opens where the key goes
+    page.keyboard.press("Tab")
+    page.keyboard.type(key)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("Done")
+
+
+def texts_of(page: Page, selector: str) -> list[str]:
+    return page.locator(selector).all_text_contents()
+
+
+def test_a_list_is_ranked_painted_and_explained_with_the_keyboard_alone(
+    page: Page, server: tuple[str, str]
+) -> None:
+    ask(page, server[1])
+    assert texts_of(page, "#results .text") == [HOSTILE, LINES[2], LINES[3], LINES[0]]
+    assert texts_of(page, "#results .change") == ["▲ 1 (was 2)", "▲ 1 (was 3)", "▲ 1 (was 4)", "▼ 3 (was 1)"]
+    strong = page.locator("#results .result").nth(1).locator(".text .word.strong").all_text_contents()
+    assert strong == ["sea", "ice"]
+    whys = texts_of(page, "#results .body > .why")
+    assert whys[1].startswith("This document describes ")
+    cited = page.locator("#results .result").nth(1).locator(".why mark").all_text_contents()
+    assert {"sea", "ice"} <= set(cited)
+
+
+def test_nothing_of_a_document_is_markup_or_runs(page: Page, server: tuple[str, str]) -> None:
+    ask(page, server[1])
+    assert page.locator("#results img, #results script").count() == 0
+    painted = page.locator("#results .result").first.locator(".text .word.strong").all_text_contents()
+    assert painted == ["ice", "sea"]  # behind a character of two UTF-16 units too
+
+
+def test_a_text_that_was_replaced_is_marked(page: Page, server: tuple[str, str]) -> None:
+    ask(page, server[1])
+    marks = page.locator("#results .body > .mark")
+    assert [marks.nth(n).is_visible() for n in range(3)] == [False, False, True]
+
+
+def test_why_above_the_next_one_is_answered_beside_the_result(page: Page, server: tuple[str, str]) -> None:
+    ask(page, server[1])
+    assert page.locator("#results .above:visible").count() == 3  # the last one stands above none
+    second = page.locator("#results .result").nth(1)
+    second.locator(".above").focus()
+    page.keyboard.press("Enter")
+    second.locator(".contrast .next .word").first.wait_for()
+    assert second.locator(".contrast .next").text_content() == f"The next one, 1.00 lower: {LINES[3]}"
+    expect(second.locator(".contrast .why")).to_contain_text("above the document at rank 3")
+
+
+def test_a_heat_map_shows_at_the_result_that_has_the_focus_alone(page: Page, server: tuple[str, str]) -> None:
+    ask(page, server[1])
+    word = page.locator("#results .result").nth(1).locator(".text .word.strong").first
+    transparent = "rgba(0, 0, 0, 0)"
+    page.locator("#query").focus()
+    assert word.evaluate("e => getComputedStyle(e).backgroundColor") == transparent
+    page.locator("#results .result").nth(1).focus()
+    assert word.evaluate("e => getComputedStyle(e).backgroundColor") != transparent
+
+
+def test_the_page_is_as_wide_as_the_screen(page: Page, server: tuple[str, str]) -> None:
+    ask(page, server[1])
+    assert page.locator("html").evaluate("e => e.scrollWidth <= window.innerWidth")
+    heights = page.locator("button:visible").evaluate_all("all => all.map(e => e.offsetHeight)")
+    assert min(heights) >= 44  # large enough for a finger
+
+
+def test_a_missing_key_is_asked_for_where_it_goes(page: Page) -> None:
+    page.locator("#sample").click()
+    expect(page.locator("#documents")).not_to_have_value("")
+    page.locator("#rank").click()
+    expect(page.locator("#status.failed")).to_contain_text("Authorization: Bearer")
+    assert page.locator("#key").is_visible()
+
+
+def test_the_sample_of_the_page_is_one_of_the_embedded_collection() -> None:
+    told = json.loads((PAGE / "sample.json").read_text(encoding="utf-8"))
+    collection = load_collection("sample")
+    (query,) = [query for query in collection.queries.values() if query.text == told["query"]]
+    assert collection.pool is not None
+    assert told["documents"] == [
+        " ".join(collection.documents[doc_id].content.replace("\n", ". ").split())
+        for doc_id in collection.pool[query.query_id]
+    ]
+
+
+def test_the_page_s_files_need_no_key_and_hold_no_data(server: tuple[str, str]) -> None:
+    import httpx
+
+    with httpx.Client(base_url=server[0], trust_env=False) as stranger:
+        for path in ("/", "/page/page.css", "/page/page.js", "/page/sample.json"):
+            assert stranger.get(path).status_code == 200
+        policy = stranger.get("/").headers["content-security-policy"]
+        for path in ("/page/../routes.py", "/page/%2e%2e/routes.py", "/page//etc/passwd", "/page/"):
+            assert stranger.get(path).status_code in (401, 404)
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy

@@ -1,0 +1,58 @@
+"""Services of a gateway that need no model: words that two texts share, texts made of a schema."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rerank_core.attribution.attributor import PlainTexts, SearchAttributor
+from rerank_core.attribution.estimators import PrunedOwen
+from rerank_core.errors import ConfigError
+from rerank_core.models.tiny import tiny_tokenizer
+from rerank_core.testing import OverlapScorer, grounded_answer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+    from rerank_core.attribution.build import Method
+    from rerank_core.attribution.leaves import Leaf
+    from rerank_core.records import Query
+
+TEXTS = (
+    "sea ice thickness from radar",
+    "river ice dates",
+    "sand dunes of the desert",
+    "ice on lakes and seas",
+)
+TOKENIZER = tiny_tokenizer(TEXTS, has_mask=True)
+
+
+def build_overlap_attributor(
+    method: Method, *, leaf: Leaf, max_evals: int, before_call: Callable[[], None]
+) -> SearchAttributor:
+    """Return an attributor of the number of words that two texts share."""
+    if method == "exact":
+        raise ConfigError("too many words for an enumeration")
+    scorer = OverlapScorer()
+
+    class Watched(PlainTexts):
+        def score_texts(self, texts: Sequence[tuple[Query, str]]) -> list[float]:
+            before_call()
+            return super().score_texts(texts)
+
+    return SearchAttributor(
+        scorer, TOKENIZER, PrunedOwen(max_evals), leaf=leaf, open_texts=lambda: Watched(scorer)
+    )
+
+
+class ScriptedWriter:
+    """Answers what it is told to, a few letters at a time."""
+
+    def __init__(self, answer: Callable[[str, Mapping[str, Any]], str] = grounded_answer) -> None:
+        self._answer = answer
+        self.prompts: list[str] = []
+
+    async def write(self, prompt: str, schema: Mapping[str, Any], *, attempt: int) -> AsyncIterator[str]:
+        self.prompts.append(prompt)
+        text = self._answer(prompt, schema)
+        for start in range(0, len(text), 7):
+            yield text[start : start + 7]
