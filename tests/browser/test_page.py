@@ -174,8 +174,8 @@ def test_the_sample_of_the_page_is_one_of_the_embedded_collection() -> None:
     (query,) = [query for query in collection.queries.values() if query.text == told["query"]]
     assert collection.pool is not None
     assert told["documents"] == [
-        " ".join(collection.documents[doc_id].content.replace("\n", ". ").split())
-        for doc_id in collection.pool[query.query_id]
+        " ".join(f"{document.title}. {document.text}".split())
+        for document in (collection.documents[doc_id] for doc_id in collection.pool[query.query_id])
     ]
 
 
