@@ -23,6 +23,7 @@ test: lint  ## every check and every test but those of `make long`
 
 long: setup  ## the tests that take minutes, and the benchmarks
 	$(BIN)/pytest -m "slow or bench" --timeout=3600
+	WHYRANK_FUZZ_CASES=10000 $(BIN)/pytest tests/unit/serve/test_any_request.py
 
 lint: setup  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -20,7 +20,7 @@ from serve.auth import add_key, revoke_keys, revoke_oldest_key
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ray.serve.schema import LoggingConfig
+    from ray.serve import Application
 
 APP_NAME = "whyrank"
 MIN_LOGICAL_CPUS = 8
@@ -41,11 +41,14 @@ def run_serve(command: ServeCommand) -> None:
 
     check_artefact(command.artefact)
     args = ServeArgs.model_validate(command.model_dump(include=set(ServeArgs.model_fields)))
-    with ray_here(command.address), served(args, host=command.host, port=command.port):
-        where = f"http://{command.host}:{command.port}"
-        told = f"{args.model_name} answers at {where}; its API is at {where}/docs; Ctrl-C ends it"
-        Console(stderr=True).print(told, highlight=False, soft_wrap=True)
-        _wait_for_signal()
+    with ray_here(command.address):
+        from serve.app import build_app  # loads Ray, whose token has to be there first
+
+        with served(build_app(args), args, host=command.host, port=command.port):
+            where = f"http://{command.host}:{command.port}"
+            told = f"{args.model_name} answers at {where}; its API is at {where}/docs; Ctrl-C ends it"
+            Console(stderr=True).print(told, highlight=False, soft_wrap=True)
+            _wait_for_signal()
 
 
 def run_key(command: KeyCommand) -> None:
@@ -59,8 +62,8 @@ def run_key(command: KeyCommand) -> None:
 
 
 @contextmanager
-def served(args: ServeArgs, *, host: str, port: int) -> Iterator[None]:
-    """Serve on the connected Ray for as long as the context lasts.
+def served(application: Application, args: ServeArgs, *, host: str, port: int) -> Iterator[None]:
+    """Serve an application of these arguments on the connected Ray for as long as the context lasts.
 
     Raises:
         ResourceError: no replica became ready.
@@ -78,26 +81,24 @@ def served(args: ServeArgs, *, host: str, port: int) -> Iterator[None]:
         logging_config=quiet,
     )
     try:
-        _run(args, quiet)
+        try:
+            serve.run(application, name=APP_NAME, route_prefix="/", logging_config=quiet)
+        except RuntimeError as error:  # Ray Serve's word for replicas that do not start
+            raise ResourceError(
+                f"{args.artefact} cannot be served: {_reason(error)}; mend the cause and start again"
+            ) from error
         yield
     finally:
         serve.shutdown()
 
 
-def _run(args: ServeArgs, quiet: LoggingConfig) -> None:
+def _reason(error: RuntimeError) -> str:
+    """Return what the first deployment that did not start says of it."""
     from ray import serve
 
-    from serve.app import build_app
-
-    try:
-        serve.run(build_app(args), name=APP_NAME, route_prefix="/", logging_config=quiet)
-    except RuntimeError as error:  # Ray Serve's word for replicas that do not start
-        deployments = serve.status().applications[APP_NAME].deployments.values()
-        reasons = [found.message for found in deployments if "Error" in found.message]
-        raise ResourceError(
-            f"{args.artefact} cannot be served: {last_line(reasons[0] if reasons else str(error))}; mend the"
-            " cause and start again"
-        ) from error
+    deployments = serve.status().applications[APP_NAME].deployments.values()
+    reasons = [found.message for found in deployments if "Error" in found.message]
+    return last_line(reasons[0] if reasons else str(error))
 
 
 @contextmanager

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cohere
 import httpx
 import psutil
 import pytest
+from ray import serve
 
 from rerank_core.errors import ResourceError
+from rerank_core.explanation.engine import EngineConfig
 from rerank_core.models.artefact import load_artefact
 from rerank_core.records import Calibration, Document, Query
+from rerank_core.testing import grounded_answer
+from serve.app import build_app, wired
 from serve.args import ReplicaArgs, ServeArgs
 from serve.auth import add_key
 from serve.start import served
 from tests.untrained import save_untrained_artefact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
     from pathlib import Path
 
 pytestmark = pytest.mark.ray
@@ -41,6 +46,23 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class ScriptedTextServer:
+    """What stands for a vLLM engine: honest, unless a word of the prompt tells it to fail in some way."""
+
+    async def write(
+        self, prompt: str, schema: Mapping[str, Any], engine: EngineConfig, attempt: int
+    ) -> AsyncIterator[str]:
+        if "please crash" in prompt:
+            os._exit(1)
+        if "please raise" in prompt:
+            raise ValueError("the engine is out of memory")
+        if "please sleep" in prompt:
+            await asyncio.sleep(60)
+        text = "no JSON" if "please babble" in prompt else grounded_answer(prompt, schema)
+        for start in range(0, len(text), 9):
+            yield text[start : start + 9]
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -55,14 +77,21 @@ def server(
     keys = tmp_path_factory.mktemp("keys") / "keys.json"
     key = add_key(keys, "tests")
     port = free_port()
+    small = ReplicaArgs(num_cpus=0.1)
     args = ServeArgs(
         artefact=artefact,
         keys=keys,
         max_tokens_per_batch=256,
-        gateway=ReplicaArgs(num_cpus=0.1),
+        explanation_timeout_s=5,
+        max_evals=2000,
+        gateway=small,
         reranker=ReplicaArgs(num_cpus=0.1, min_replicas=2, max_replicas=2),
+        attributor=small,
     )
-    with served(args, host="127.0.0.1", port=port):
+    engine = EngineConfig(model=artefact, max_model_tokens=2048, max_new_tokens=160, temperature=0.0, seed=0)
+    scripted = serve.deployment(name="text_server", ray_actor_options={"num_cpus": 0.1})(ScriptedTextServer)
+    application = wired(args, engine=engine, text_server=scripted.bind())
+    with served(application, args, host="127.0.0.1", port=port):
         yield f"http://127.0.0.1:{port}", key
 
 
@@ -181,6 +210,66 @@ def test_a_killed_replica_costs_no_client_its_answer(client: httpx.Client) -> No
     assert set(statuses) == {200}
 
 
+EXPLAIN = {"query": QUERY, "documents": ["sea ice of the sea", "sand"], "explain": {"top_k": 1}}
+
+
+def test_words_and_a_verified_text_come_with_the_ranking(client: httpx.Client) -> None:
+    answer = client.post("/v1/explain", json=EXPLAIN).json()
+    assert "degraded" not in answer, answer
+    explanation = answer["results"][0]["explanation"]
+    attribution = explanation["attribution"]
+    total = attribution["base_value"] + sum(unit["value"] for unit in attribution["units"])
+    assert total + attribution["residual"] == pytest.approx(attribution["score"], abs=1e-4)
+    assert explanation["text"]["is_fallback"] is False
+
+
+def test_a_stream_s_events_arrive_as_they_are_known(client: httpx.Client) -> None:
+    names = []
+    with client.stream(
+        "POST", "/v1/explain", json=EXPLAIN, headers={"Accept": "text/event-stream"}
+    ) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("event: "):
+                names.append(line.removeprefix("event: "))
+    assert (names[0], names[1], names[-1]) == ("ranking", "attributions", "done")
+    assert {"draft", "explanation"} <= set(names)
+
+
+@pytest.mark.parametrize("fault", ["raise", "sleep", "babble", "crash"])
+def test_an_explainer_that_fails_costs_the_text_alone(client: httpx.Client, fault: str) -> None:
+    body = {**EXPLAIN, "query": f"{QUERY} please {fault}"}
+    answer = client.post("/v1/explain", json=body)
+    assert answer.status_code == 200
+    explanation = answer.json()["results"][0]["explanation"]
+    assert explanation["attribution"]["units"]
+    assert explanation["text"]["is_fallback"] is True
+    if fault != "babble":  # which is a text, though not one that is kept
+        assert answer.json()["degraded"] == ["explainer"]
+
+
+def pending_tokens(client: httpx.Client) -> float:
+    (line,) = [
+        line
+        for line in client.get("/metrics").text.splitlines()
+        if line.startswith("whyrank_pending_tokens ")
+    ]
+    return float(line.split()[1])
+
+
+def test_the_work_of_a_client_who_has_gone_ends_within_a_second(client: httpx.Client) -> None:
+    long = " ".join(f"{word}{number}" for number in range(12) for word in ("sea", "ice", "sand"))
+    body = {"query": QUERY, "documents": [long] * 10, "budget": 2000, "explain": {"top_k": 10}}
+    headers = {"Accept": "text/event-stream"}
+    with client.stream("POST", "/v1/attribute", json=body, headers=headers) as answer:
+        lines = answer.iter_lines()
+        assert next(lines) == "event: ranking"
+        assert pending_tokens(client) > 0
+    gone = time.monotonic()
+    while pending_tokens(client) > 0:
+        assert time.monotonic() - gone < 1.0
+        time.sleep(0.02)
+
+
 def test_an_altered_artefact_is_never_served(ray_instance: None, tmp_path: Path) -> None:
     """The last test of this module: it ends the server of the others."""
     folder = tmp_path / "altered"
@@ -190,8 +279,6 @@ def test_an_altered_artefact_is_never_served(ray_instance: None, tmp_path: Path)
     raw[-1] ^= 0x40
     weights.write_bytes(raw)
     args = ServeArgs(artefact=folder, auth=False, reranker=ReplicaArgs(num_cpus=0.1))
-    with (
-        pytest.raises(ResourceError, match=r"golden\.jsonl:1: the pair now scores"),
-        served(args, host="127.0.0.1", port=free_port()),
-    ):
-        raise AssertionError("an altered artefact was served")
+    with pytest.raises(ResourceError, match=r"golden\.jsonl:1: the pair now scores"):  # noqa: SIM117
+        with served(build_app(args), args, host="127.0.0.1", port=free_port()):
+            raise AssertionError("an altered artefact was served")

@@ -1,0 +1,159 @@
+"""`whyrank serve` as a user starts it: who listens where, what is logged, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import psutil
+import pytest
+
+from serve.auth import add_key
+from tests.untrained import save_untrained_artefact
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
+READY_S = 120.0
+MARKER = "xylophonequartz"
+"""A word that no log may hold once it was in a request."""
+
+RAYS_OWN = {
+    "whyrank": "the driver, for Ray's workers",
+    "python": "the driver, where it is started by name",
+    "gcs_server": "Ray's control service",
+    "raylet": "Ray's scheduler, and its object manager",
+    "ray::DashboardAgent": "Ray's agent for logs and metrics",
+    "ray::RuntimeEnvAgent": "Ray's agent for environments",
+    "ray::TelemetryAgent": "Ray's agent for events",
+    "ray::ServeController": "Ray Serve's controller, for Ray's workers",
+    "ray::ServeReplica": "replicas, for Ray's workers",
+    "ray::ProxyActor": "Ray Serve's proxy, for Ray's workers; HTTP itself is on loopback",
+    "ray::IDLE": "Ray's idle workers",
+}
+"""Who may listen on other interfaces than loopback: Ray's own processes, which ask for its token."""
+
+
+class Served:
+    """A running `whyrank serve`."""
+
+    def __init__(self, folder: Path) -> None:
+        save_untrained_artefact(folder / "tiny", texts=["sea ice", "river ice dates"])
+        self.key = add_key(folder / "keys.json", "tests")
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            self.port = int(listener.getsockname()[1])
+        self.told = folder / "told.txt"
+        command = [sys.executable, str(ROOT / "whyrank.py"), "serve", "--artefact", str(folder / "tiny")]
+        command += ["--keys", str(folder / "keys.json"), "--port", str(self.port)]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        with self.told.open("w") as stream:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, env=environment
+            )
+        deadline = time.monotonic() + READY_S
+        while "answers at" not in self.told.read_text():
+            assert self.process.poll() is None, self.told.read_text()
+            assert time.monotonic() < deadline, self.told.read_text()
+            time.sleep(0.2)
+
+    def tree(self) -> list[psutil.Process]:
+        """Return the command's process and all that it has started."""
+        own = psutil.Process(self.process.pid)
+        return [own, *own.children(recursive=True)]
+
+    def listeners(self) -> list[tuple[str, str, int]]:
+        """Return name, address and port of every listening socket of the tree."""
+        found = []
+        for process in self.tree():
+            with suppress(psutil.Error):
+                name = process.name()
+                found += [
+                    (name, place.laddr.ip, place.laddr.port)
+                    for place in process.net_connections(kind="inet")
+                    if place.status == psutil.CONN_LISTEN
+                ]
+        return found
+
+    def logs(self) -> Path:
+        """Return the folder of this Ray's logs."""
+        lines = [" ".join(process.cmdline()) for process in self.tree()[1:]]
+        found = re.search(r"--log_dir=(\S+)", " ".join(lines)) or re.search(
+            r"--session_dir=(\S+)", " ".join(lines)
+        )
+        assert found is not None, lines
+        return Path(found[1])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    running = Served(tmp_path_factory.mktemp("command"))
+    yield running
+    if running.process.poll() is None:
+        running.process.send_signal(signal.SIGINT)
+        running.process.wait(60)
+
+
+def test_a_request_is_answered_with_words(server: Served) -> None:
+    body = {"query": f"{MARKER} ice", "documents": ["sea ice", f"river {MARKER}"], "explain": {"top_k": 1}}
+    answer = httpx.post(
+        f"http://127.0.0.1:{server.port}/v1/explain",
+        json=body,
+        headers={"Authorization": f"Bearer {server.key}"},
+        timeout=60,
+        trust_env=False,
+    )
+    assert answer.status_code == 200
+    assert answer.json()["results"][0]["explanation"]["attribution"]["units"]
+
+
+def test_whoever_listens_beyond_loopback_is_on_the_list(server: Served) -> None:
+    found = server.listeners()
+    ours = [(name, address) for name, address, port in found if port == server.port]
+    assert [address for _, address in ours] == ["127.0.0.1"]
+    for name, address, port in found:
+        if address not in ("127.0.0.1", "::1"):
+            assert any(known.startswith(name) or name.startswith(known) for known in RAYS_OWN), (name, port)
+
+
+def test_ray_refuses_callers_without_its_token(server: Served) -> None:
+    (gcs, *_) = [port for name, _, port in server.listeners() if name == "gcs_server"]
+    program = f"import ray; ray.init(address='127.0.0.1:{gcs}', logging_level='ERROR')"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    strangers = [
+        subprocess.Popen(
+            [sys.executable, "-c", program], env=environment | mode, stderr=subprocess.PIPE, text=True
+        )
+        for mode in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64})
+    ]
+    for stranger in strangers:
+        _, told = stranger.communicate(timeout=120)
+        assert stranger.returncode != 0
+        assert re.search("[Uu]nauthenticated|InvalidAuthToken|AuthenticationError", told)
+
+
+def test_neither_requests_nor_keys_are_logged(server: Served) -> None:
+    held = [path for path in server.logs().rglob("*") if path.is_file() and not path.is_symlink()]
+    assert len(held) > 5
+    for path in [*held, server.told]:
+        text = path.read_bytes()
+        assert MARKER.encode() not in text, path
+        assert server.key.encode() not in text, path
+
+
+def test_it_ends_when_it_is_interrupted_and_leaves_nothing_behind(server: Served) -> None:
+    tree = server.tree()[1:]
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(60) == 0
+    _, left = psutil.wait_procs(tree, timeout=30)
+    assert left == []
