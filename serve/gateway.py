@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from serve.reranker import ModelCard, Scored, ScoringTask
     from serve.schemas import RerankRequest, Scale, ScoredRequest, ScoreRequest, TeiRerankRequest, Texts
 
+FEW_CHARACTERS = 20_000
+"""Texts that are tokenised sooner here than another thread would begin with them."""
+
 SIGMOID = Calibration(slope=1.0, intercept=0.0)
 
 
@@ -112,6 +115,7 @@ class Gateway:
         self._admission = admission
         self._limits = limits
         self._explaining = explaining
+        self._card: ModelCard | None = None
         self._created = int(time.time())
 
     async def rerank(self, request: RerankRequest) -> RerankResponse:
@@ -149,9 +153,8 @@ class Gateway:
     async def _answered(self, request: RerankRequest) -> _Answered:
         self._require_served(request.model)
         sent = request.documents if isinstance(request.documents, list) else [request.documents]
-        card = await self._reranker.describe()
+        card, (found,) = await self._ranked([(request.query, documents_of(sent))], request=request)
         scale = chosen_scale(request, card)
-        (found,) = await self._ranked([(request.query, documents_of(sent))], request=request, card=card)
         costed, ranked = found
         shown = shown_scores(ranked.scores, scale=scale, card=card)
         response = RerankResponse(
@@ -206,10 +209,8 @@ class Gateway:
     async def score(self, request: ScoreRequest) -> ScoreResponse:
         """Return the scores of a request's pairs, in its order."""
         self._require_served(request.model)
-        card = await self._reranker.describe()
+        card, found = await self._ranked(pairs_of(request), request=request)
         scale = chosen_scale(request, card)
-        lists = pairs_of(request)
-        found = await self._ranked(lists, request=request, card=card)
         costed = [one for one, _ in found]
         scores = [score for _, one in found for score in shown_scores(one.scores, scale=scale, card=card)]
         return ScoreResponse(
@@ -223,10 +224,8 @@ class Gateway:
 
     async def rerank_tei(self, request: TeiRerankRequest) -> list[TeiResult]:
         """Return the texts of a request in the order of their scores, as text-embeddings-inference does."""
-        card = await self._reranker.describe()
-        ((_, found),) = await self._ranked(
-            [(request.query, documents_of(request.texts))], request=None, card=card
-        )
+        lists = [(request.query, documents_of(request.texts))]
+        card, ((_, found),) = await self._ranked(lists, request=None)
         scale: Scale = "logit" if request.raw_scores else "sigmoid"
         shown = shown_scores(found.scores, scale=scale, card=card)
         return [
@@ -270,43 +269,48 @@ class Gateway:
             )
 
     async def _ranked(
-        self,
-        lists: Sequence[tuple[str, Sequence[Document]]],
-        *,
-        request: ScoredRequest | None,
-        card: ModelCard,
-    ) -> list[tuple[CostedList, RankedList]]:
-        """Return each list with its scores, all of one artefact."""
+        self, lists: Sequence[tuple[str, Sequence[Document]]], *, request: ScoredRequest | None
+    ) -> tuple[ModelCard, list[tuple[CostedList, RankedList]]]:
+        """Return the lists with their scores, all of the one artefact that the card is of.
+
+        The card is remembered; scores of another artefact, or of two, tell that the model is being replaced.
+        """
         for query, documents in lists:
             _require_texts(query, documents, max_documents=self._limits.max_documents)
-        limits = token_limits(request) if request else TokenLimits()
-        costed = await asyncio.to_thread(self._costed, lists, card, limits)
-        with self._admission.work_of(sum(one.num_tokens for one in costed)):
-            scored = await self._scored(costed)
-        return [(one, _rank(one, found)) for one, found in zip(costed, scored, strict=True)]
-
-    def _costed(
-        self, lists: Sequence[tuple[str, Sequence[Document]]], card: ModelCard, limits: TokenLimits
-    ) -> list[CostedList]:
-        return [
-            self._counter.costed(Query("", query), documents, card=card, limits=limits)
-            for query, documents in lists
-        ]
-
-    async def _scored(self, lists: Sequence[CostedList]) -> list[list[Scored]]:
-        """Return the scores of each list's parts; where replicas answer with two artefacts, ask once more."""
         for _ in range(2):
-            parts = [list(one.tasks(self._limits.max_tokens_per_task)) for one in lists]
-            found = iter(await _together([self._reranker.score(task) for own in parts for task in own]))
-            scored = [[next(found) for _ in own] for own in parts]
-            if len({part.digest for own in scored for part in own}) == 1:
-                return scored
+            card = self._card = self._card or await self._reranker.describe()
+            if request is not None:
+                chosen_scale(request, card)  # refuses before any work what the artefact does not state
+            costed = await self._costed(lists, card, token_limits(request) if request else TokenLimits())
+            with self._admission.work_of(sum(one.num_tokens for one in costed)):
+                scored = await self._scored(costed)
+            if {part.digest for own in scored for part in own} == {card.digest}:
+                return card, [(one, _rank(one, own)) for one, own in zip(costed, scored, strict=True)]
+            self._card = None
         raise UnavailableError(
             "the model is being replaced, and replicas answered with two versions of it",
             code="model_changing",
             remedy="send the request again after the time in Retry-After",
             retry_after_s=2,
         )
+
+    async def _costed(
+        self, lists: Sequence[tuple[str, Sequence[Document]]], card: ModelCard, limits: TokenLimits
+    ) -> list[CostedList]:
+        def costed() -> list[CostedList]:
+            return [
+                self._counter.costed(Query("", query), documents, card=card, limits=limits)
+                for query, documents in lists
+            ]
+
+        num_characters = sum(len(document.content) for _, documents in lists for document in documents)
+        return costed() if num_characters <= FEW_CHARACTERS else await asyncio.to_thread(costed)
+
+    async def _scored(self, lists: Sequence[CostedList]) -> list[list[Scored]]:
+        """Return the scores of each list's parts."""
+        parts = [list(one.tasks(self._limits.max_tokens_per_task)) for one in lists]
+        found = iter(await _together([self._reranker.score(task) for own in parts for task in own]))
+        return [[next(found) for _ in own] for own in parts]
 
 
 def documents_of(sent: Sequence[str | DocumentObject]) -> list[Document]:

@@ -108,7 +108,13 @@ def test_a_real_engine_explains_in_the_documents_words_and_a_row_that_it_refuses
     assert not any(problem.startswith("generator_failed") for e in answered for problem in e.problems)
     for explanation in answered:
         if explanation.fallback:  # a small model may run in circles, but may say nothing that is not there
-            assert set(explanation.problems) <= {"repeats", "not_json", "empty_text", "no_citation"}
+            assert set(explanation.problems) <= {
+                "repeats",
+                "says_nothing",
+                "not_json",
+                "empty_text",
+                "no_citation",
+            }
         else:
             _assert_own_words(explanation)
     assert any(not e.fallback for e in answered)

@@ -234,9 +234,11 @@ class Broken:
     def __init__(self, card: ModelCard, answers: list[Scored | Exception]) -> None:
         self._card = card
         self._answers = answers
+        self.next_card = card
 
     async def describe(self) -> ModelCard:
-        return self._card
+        card, self._card = self._card, self.next_card
+        return card
 
     async def score(self, task: ScoringTask) -> Scored:
         answer = self._answers.pop(0)
@@ -249,7 +251,7 @@ class Broken:
 def test_a_score_that_is_no_number_never_leaves_the_server(
     connect: Callable[..., TestClient], card: ModelCard, score: float
 ) -> None:
-    client = connect(Broken(card, [Scored((score, 0.0), "x")]))
+    client = connect(Broken(card, [Scored((score, 0.0), card.digest)]))
     refused = client.post("/rerank", json={"query": "a", "documents": ["b", "c"]})
     assert (refused.status_code, refused.json()["error"]["code"]) == (500, "score_not_finite")
 
@@ -265,11 +267,14 @@ def test_a_fault_of_the_server_is_answered_without_its_details(
 
 def test_no_answer_mixes_two_models(connect: Callable[..., TestClient], card: ModelCard) -> None:
     body = {"query": "a", "documents": ["b " * 30, "c " * 30]}
-    mixed = [Scored((0.0,), "old"), Scored((0.0,), "new")]
-    settled = connect(
-        Broken(card, [*mixed, Scored((0.0,), "new"), Scored((1.0,), "new")]), max_tokens_per_batch=64
-    )
-    assert settled.post("/rerank", json=body).json()["meta"]["model_digest"] == "new"
+    old, new = card.digest, "cd" * 32
+    mixed = [Scored((0.0,), old), Scored((0.0,), new)]
+    replaced = Broken(card, [*mixed, Scored((0.0,), new), Scored((1.0,), new)])
+    replaced.next_card = replace(card, digest=new, calibration=Calibration(3.0, 0.0))
+    answer = connect(replaced, max_tokens_per_batch=64).post("/rerank", json=body).json()
+    assert answer["meta"]["model_digest"] == new
+    assert answer["meta"]["scale"] == "calibrated"  # the new card's
+    assert answer["results"][0]["relevance_score"] == pytest.approx(sigmoid(3))
     refused = connect(Broken(card, [*mixed, *mixed]), max_tokens_per_batch=64).post("/rerank", json=body)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_changing")
     assert refused.headers["Retry-After"] == "2"
