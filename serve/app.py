@@ -88,6 +88,7 @@ def build_http(
 ) -> ASGIApp:
     """Return the gateway as an ASGI application, wherever its services run."""
     admission = TokenAdmission(args.max_pending_tokens)
+    attribution = TokenAdmission(args.max_pending_attribution_tokens)
     gateway = Gateway(
         reranker,
         name=args.model_name,
@@ -97,12 +98,16 @@ def build_http(
         explaining=Explaining(
             attributors=attributors,
             explainers=_explainer(args, engine, writer),
+            admission=attribution,
             max_results=args.max_explained,
             max_evals=args.max_evals,
             deadline_s=args.attribution_timeout_s,
         ),
     )
-    metrics = RequestMetrics(num_pending_tokens=lambda: admission.num_pending)
+    metrics = RequestMetrics(
+        num_pending_tokens=lambda: admission.num_pending,
+        num_pending_attribution_tokens=lambda: attribution.num_pending,
+    )
     return Guard(
         build_api(gateway, metrics),
         keys=KeyRing(args.keys) if args.keys else None,

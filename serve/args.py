@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - pydantic reads it
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,24 +14,33 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ReplicaArgs(_Settings):
-    """The replicas of one deployment."""
-
+class _Scale(_Settings):
     min_replicas: int = Field(1, ge=1, description="Replicas that are always there.")
     max_replicas: int = Field(1, ge=1, description="Replicas under load.")
-    num_cpus: float = Field(0.5, ge=0, description="CPUs that Ray counts for a replica.")
-    num_gpus: float = Field(0.0, ge=0, description="GPUs of a replica; a part of one shares it.")
     target_ongoing_requests: int = Field(
         8, ge=1, description="Requests of a replica that autoscaling aims at."
     )
 
     @model_validator(mode="after")
-    def _check(self) -> ReplicaArgs:
+    def _check(self) -> Self:
         if self.min_replicas > self.max_replicas:
             raise ValueError(
                 f"min_replicas {self.min_replicas} is more than max_replicas {self.max_replicas}"
             )
         return self
+
+
+class ReplicaArgs(_Scale):
+    """The replicas of one deployment."""
+
+    num_cpus: float = Field(0.5, ge=0, description="CPUs that Ray counts for a replica.")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs of a replica; a part of one shares it.")
+
+
+class EngineArgs(_Scale):
+    """The replicas of a vLLM engine."""
+
+    num_gpus: int = Field(0, ge=0, description="GPUs of a replica, used in parallel; without any, CPUs.")
 
 
 class ServeArgs(_Settings):
@@ -49,6 +58,12 @@ class ServeArgs(_Settings):
     max_tokens_per_batch: int = Field(8192, ge=64, description="Padded tokens in one call of the model.")
     max_pending_tokens: int = Field(
         200_000, ge=1, description="Tokens that one gateway works on or lets wait; more is refused at once."
+    )
+    max_pending_attribution_tokens: int = Field(
+        1_000_000,
+        ge=1,
+        description="Tokens of masked texts that one gateway lets be attributed or wait; beyond it rankings"
+        " come without words.",
     )
     max_documents: int = Field(1000, ge=1, description="Documents in one request.")
     max_body_bytes: int = Field(4_194_304, ge=1024, description="Size of a request's body.")
@@ -75,10 +90,7 @@ class ServeArgs(_Settings):
     reranker: ReplicaArgs = Field(ReplicaArgs(num_cpus=1.0), description="Replicas that hold the model.")
 
     attributor: ReplicaArgs = Field(ReplicaArgs(num_cpus=1.0), description="Replicas that attribute.")
-    text_server: ReplicaArgs = Field(
-        ReplicaArgs(num_cpus=1.0),
-        description="Replicas of the explainer's engine; several GPUs of one are used in parallel.",
-    )
+    text_server: EngineArgs = Field(EngineArgs(), description="Replicas of the explainer's engine.")
 
     @model_validator(mode="after")
     def _check(self) -> ServeArgs:
@@ -86,6 +98,11 @@ class ServeArgs(_Settings):
             raise ValueError(
                 "give either keys (a file that `whyrank key --keys FILE --name NAME` writes), or auth=false"
                 " (--no-auth)"
+            )
+        if self.answer_timeout_s <= self.attribution_timeout_s + self.explanation_timeout_s:
+            raise ValueError(
+                f"answer_timeout_s {self.answer_timeout_s:g} must be more than attribution_timeout_s and"
+                " explanation_timeout_s together, which come one after the other"
             )
         return self
 

@@ -13,12 +13,15 @@ from rerank_core.errors import ConfigError, DataError
 from serve.errors import InvalidRequestError, ServerFaultError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from rerank_core.attribution.build import Method
     from rerank_core.attribution.leaves import Leaf
     from rerank_core.protocols import Attributor
     from rerank_core.records import Attribution, Document, Query
+
+MAX_EXACT_EVALS = 2**16
+"""Evaluations that `exact` may make for a document: its largest texts have 16 words."""
 
 COARSE_EVALS = 64
 """Evaluations of a first answer; `pruned` states the error that it has."""
@@ -68,7 +71,7 @@ class AttributorService:
         self._digest = digest
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="attribute")
 
-    async def attribute(self, task: AttributionTask) -> AsyncIterator[Attributed]:
+    async def attribute(self, task: AttributionTask) -> AsyncGenerator[Attributed, None]:
         """Yield coarse attributions, and refined ones if they are there before the task's deadline.
 
         Where so few evaluations are asked for that there is nothing coarser, or the method knows no budget,

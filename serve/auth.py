@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import json
 import logging
 import os
 import secrets
+import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerank_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
 
 logger = logging.getLogger("whyrank.serve")
 
@@ -44,7 +47,8 @@ def add_key(path: Path, name: str) -> str:
     """
     key = PREFIX + secrets.token_urlsafe(32)
     created = datetime.now(tz=UTC).isoformat(timespec="seconds")
-    _write_keys(path, [*(_read_keys(path) if path.exists() else []), Key(name, _digest(key), created)])
+    with _changing(path):
+        _write_keys(path, [*(_read_keys(path) if path.exists() else []), Key(name, _digest(key), created)])
     return key
 
 
@@ -54,11 +58,14 @@ def revoke_keys(path: Path, name: str) -> int:
     Raises:
         ConfigError: the file has no key of that name.
     """
-    keys = _read_keys(path)
-    kept = [key for key in keys if key.name != name]
-    if len(kept) == len(keys):
-        raise ConfigError(f"{path} holds no key named {name!r}; it has {sorted({key.name for key in keys})}")
-    _write_keys(path, kept)
+    with _changing(path):
+        keys = _read_keys(path)
+        kept = [key for key in keys if key.name != name]
+        if len(kept) == len(keys):
+            raise ConfigError(
+                f"{path} holds no key named {name!r}; it has {sorted({key.name for key in keys})}"
+            )
+        _write_keys(path, kept)
     return len(keys) - len(kept)
 
 
@@ -68,13 +75,14 @@ def revoke_oldest_key(path: Path, name: str) -> None:
     Raises:
         ConfigError: the file has no second key of that name.
     """
-    keys = _read_keys(path)
-    own = [key for key in keys if key.name == name]
-    if len(own) < 2:
-        raise ConfigError(
-            f"{path} holds {len(own)} keys named {name!r}; add the new one first, and hand it out"
-        )
-    _write_keys(path, [key for key in keys if key is not own[0]])
+    with _changing(path):
+        keys = _read_keys(path)
+        own = [key for key in keys if key.name == name]
+        if len(own) < 2:
+            raise ConfigError(
+                f"{path} holds {len(own)} keys named {name!r}; add the new one first, and hand it out"
+            )
+        _write_keys(path, [key for key in keys if key is not own[0]])
 
 
 class KeyRing:
@@ -83,8 +91,8 @@ class KeyRing:
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._clock = clock
+        self._state = _state(path) if path.exists() else (0, 0, 0)  # first: a change after it is noticed
         self._keys = _read_keys(path)
-        self._state = _state(path)
         self._checked = clock()
 
     def name_of(self, key: str) -> str | None:
@@ -135,11 +143,18 @@ def _read_keys(path: Path) -> list[Key]:
     return keys
 
 
+@contextmanager
+def _changing(path: Path) -> Iterator[None]:
+    """Let one process at a time change a file: who read it before another wrote would write that away."""
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _write_keys(path: Path, keys: Sequence[Key]) -> None:
     """Replace the file in one step, readable by its owner alone."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     content = json.dumps({"keys": [asdict(key) for key in keys]}, indent=2) + "\n"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
         stream.write(content)
-    temporary.replace(path)
+    Path(temporary).replace(path)

@@ -6,9 +6,11 @@ import json
 import math
 from typing import Any
 
-from serve.errors import InvalidRequestError
+from serve.errors import InvalidRequestError, TooLargeError
 
 MAX_DEPTH = 32
+MAX_VALUES = 20_000
+"""Values of one body: a wrong one costs a thousand times its bytes to describe."""
 
 
 def parse_body(raw: bytes) -> Any:
@@ -18,6 +20,7 @@ def parse_body(raw: bytes) -> Any:
         InvalidRequestError: it is no UTF-8 or no JSON (NaN and Infinity are none), an object has a key twice,
             a number is beyond float64, a text holds half of a surrogate pair, or it is nested deeper than
             `MAX_DEPTH`.
+        TooLargeError: it consists of more than `MAX_VALUES` values.
     """
     try:
         text = raw.decode("utf-8")
@@ -35,7 +38,13 @@ def parse_body(raw: bytes) -> Any:
         raise _too_deep() from error
     except ValueError as error:  # an integer of thousands of digits
         raise _refused("a number has too many digits", code="number_out_of_range") from error
-    _check(value, depth=1)
+    if _num_values(value, depth=1) > MAX_VALUES:
+        raise TooLargeError(
+            f"the body holds more than {MAX_VALUES} values",
+            code="too_many_values",
+            remedy="send fewer documents in a request",
+            param="body",
+        )
     return value
 
 
@@ -59,18 +68,19 @@ def _finite(digits: str) -> float:
     return number
 
 
-def _check(value: Any, *, depth: int) -> None:
+def _num_values(value: Any, *, depth: int) -> int:
+    """Return how many values a value consists of, itself included; every text in it is checked."""
     if depth > MAX_DEPTH:
         raise _too_deep()
     if isinstance(value, str):
         _check_text(value)
     elif isinstance(value, dict):
-        for name, item in value.items():
+        for name in value:
             _check_text(name)
-            _check(item, depth=depth + 1)
+        return 1 + sum(_num_values(item, depth=depth + 1) for item in value.values())
     elif isinstance(value, list):
-        for item in value:
-            _check(item, depth=depth + 1)
+        return 1 + sum(_num_values(item, depth=depth + 1) for item in value)
+    return 1
 
 
 def _check_text(text: str) -> None:

@@ -22,7 +22,7 @@ class CircuitBreaker:
         self._opened = 0.0
 
     def may_call(self) -> bool:
-        """Return whether to call; after a pause only the first who asks may, until its call has ended."""
+        """Return whether to call; after a pause one may, and another one a pause later."""
         if self._num_failures < self._max_failures:
             return True
         if self._clock() - self._opened < self._pause_s:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import time
@@ -17,23 +16,25 @@ from rerank_core.explanation.task import MAX_DOCUMENT_CHARS, build_task
 from rerank_core.prompting.parse import MAX_ANSWER_CHARS
 from rerank_core.records import Generation
 from rerank_core.text import words
+from serve.deadlines import until
 from serve.errors import ApiError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
     from rerank_core.explanation.task import Placement, Task
     from rerank_core.records import Explanation
     from serve.breaker import CircuitBreaker
 
+TOO_LONG = "the query alone is longer than the explainer reads"
 NOT_ASKED = "the explainer has failed too often and is left alone for a while"
 
 
 class Writer(Protocol):
     """A language model that writes JSON of a given schema, piece by piece."""
 
-    def write(self, prompt: str, schema: Mapping[str, Any], *, attempt: int) -> AsyncIterator[str]:
+    def write(self, prompt: str, schema: Mapping[str, Any], *, attempt: int) -> AsyncGenerator[str, None]:
         """Yield the pieces of one text; another `attempt` (from 1) at a prompt samples another one."""
         ...
 
@@ -92,14 +93,18 @@ class ExplainerService:
     async def explain(self, placement: Placement) -> AsyncIterator[Draft | Explained]:
         """Yield drafts of a text, and at last the explanation, which counts alone: it may say something else.
 
-        No text that fails the check leaves this method: a draft is shown word by word, up to the first word
-        that may not be said, and only the explanation says that a text is verified.
+        Of a draft each word is checked, up to the first that may not be said; its sentences and citations are
+        checked once it is whole. Only an explanation is verified.
         """
         if self._writer is None or not self._breaker.may_call():
             yield Explained(conclude_failure(placement, NOT_ASKED, generator=self._name), True)
             return
+        task = self._task(placement)
+        if task is None:
+            yield Explained(conclude_failure(placement, TOO_LONG, generator=self._name), False)
+            return
         try:
-            async for found in self._written(placement, self._writer):
+            async for found in self._written(placement, task, self._writer):
                 yield found
         except (TimeoutError, ApiError) as error:
             self._breaker.failed()
@@ -108,13 +113,14 @@ class ExplainerService:
         else:
             self._breaker.succeeded()
 
-    async def _written(self, placement: Placement, writer: Writer) -> AsyncIterator[Draft | Explained]:
-        task = self._task(placement)
+    async def _written(
+        self, placement: Placement, task: Task, writer: Writer
+    ) -> AsyncIterator[Draft | Explained]:
         deadline = time.monotonic() + self._timeout_s
         generations: list[Generation] = []
         for attempt in range(1, NUM_ATTEMPTS + 1):
             raw, shown = "", 0
-            async for piece in _until(deadline, writer.write(task.prompt, task.schema, attempt=attempt)):
+            async for piece in until(deadline, writer.write(task.prompt, task.schema, attempt=attempt)):
                 raw += piece
                 draft = sayable_beginning(raw, placement) if attempt == 1 else ""
                 if len(draft) > shown:
@@ -128,30 +134,17 @@ class ExplainerService:
                 break
         yield Explained(explanation, False)
 
-    def _task(self, placement: Placement) -> Task:
-        """Return what is asked, with as much of the document as the model's context has room for."""
+    def _task(self, placement: Placement) -> Task | None:
+        """Return what is asked, with as much of the document as fits; None where nothing of it does."""
         chars = min(MAX_DOCUMENT_CHARS, len(placement.document.text))
         while True:
             task = build_task(placement, special_tokens=self._special_tokens, max_document_chars=chars)
             size = self._num_tokens(task.prompt)
-            if size <= self._max_prompt_tokens or chars == 0:
+            if size <= self._max_prompt_tokens:
                 return task
+            if chars == 0:
+                return None
             chars = chars * self._max_prompt_tokens // (size + 16)
-
-
-async def _until(deadline: float, pieces: AsyncIterator[str]) -> AsyncIterator[str]:
-    """Yield pieces as they come.
-
-    Raises:
-        TimeoutError: the next one is not there at the deadline.
-    """
-    while True:
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                piece = await anext(pieces)
-        except StopAsyncIteration:
-            return
-        yield piece
 
 
 _TEXTS = re.compile(r'"text"\s*:\s*"((?:[^"\\]|\\.)*)("?)')

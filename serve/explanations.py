@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from rerank_core.explanation.evidence import contrast_evidence, select_evidence
 from rerank_core.explanation.task import Placement, read_document
 from serve.attributor import AttributionTask
+from serve.deadlines import until
 from serve.errors import ApiError, InvalidRequestError, UnavailableError
 from serve.explainer import Draft
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from rerank_core.attribution.build import Method
     from rerank_core.attribution.leaves import Leaf
@@ -30,7 +33,7 @@ LARGEST_DIFFERENCE = 1e-3
 class Attributors(Protocol):
     """An attributor, in this process or behind a handle."""
 
-    def attribute(self, task: AttributionTask) -> AsyncIterator[Attributed]:
+    def attribute(self, task: AttributionTask) -> AsyncGenerator[Attributed, None]:
         """Yield coarse attributions, and refined ones if there is time."""
         ...
 
@@ -116,12 +119,13 @@ async def explained(
     words: dict[int, Attribution] = {}
     is_refined = False
     try:
-        async for found in _attributed(ranked, asked, attributors):
+        deadline = time.monotonic() + asked.deadline_s
+        async for found in until(deadline, _attributed(ranked, asked, attributors)):
             words, is_refined = found.by_index, found.is_refined
             yield found
     except InvalidRequestError:
         raise
-    except ApiError:
+    except (ApiError, TimeoutError):
         pass  # what came before stays; if nothing did, texts are written from the documents alone
     if not is_refined:
         yield Degraded("attributor")
@@ -132,7 +136,7 @@ async def explained(
 
 async def _attributed(
     ranked: RankedList, asked: Asked, attributors: Attributors
-) -> AsyncIterator[WordsFound]:
+) -> AsyncGenerator[WordsFound, None]:
     chosen = ranked.order[asked.skip : asked.skip + asked.num_results + asked.with_next]
     if not chosen:
         yield WordsFound({}, is_refined=True)
@@ -146,9 +150,10 @@ async def _attributed(
         seed=asked.seed,
         deadline_s=asked.deadline_s,
     )
-    async for found in attributors.attribute(task):
-        _require_same_model(ranked, found, chosen)
-        yield WordsFound(dict(zip(chosen, found.attributions, strict=True)), found.is_refined)
+    async with aclosing(attributors.attribute(task)) as answers:
+        async for found in answers:
+            _require_same_model(ranked, found, chosen)
+            yield WordsFound(dict(zip(chosen, found.attributions, strict=True)), found.is_refined)
 
 
 def _require_same_model(ranked: RankedList, found: Attributed, chosen: Sequence[int]) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from rerank_core.errors import DataError
 from rerank_core.ranking.contract import rank
 from rerank_core.records import Calibration, Document, Query
-from serve.attributor import COARSE_EVALS
+from serve.attributor import COARSE_EVALS, MAX_EXACT_EVALS
 from serve.errors import (
     InvalidRequestError,
     ServerFaultError,
     TooLargeError,
+    TooManyRequestsError,
     UnavailableError,
     UnknownModelError,
 )
@@ -82,6 +84,7 @@ class Explaining:
 
     attributors: Attributors
     explainers: Explainers
+    admission: TokenAdmission  # of attribution, apart from that of scoring
     max_results: int
     max_evals: int  # of one document
     deadline_s: float  # for refined attributions
@@ -120,12 +123,11 @@ class Gateway:
 
     async def rerank(self, request: RerankRequest) -> RerankResponse:
         """Return the documents of a request in the order of their scores, explained where asked for."""
-        answered = await self._answered(request)
         asked = self._asked(request)
+        answered = await self._answered(request)
         if asked is None:
             return answered.response
-        with self._admission.work_of(explaining_cost(answered.ranked, answered.costs, asked)):
-            events = [event async for event in self._explained(answered.ranked, asked)]
+        events = [event async for event in self._explained(answered, asked)]
         return with_explanations(answered.response, answered.ranked, asked, events)
 
     async def rerank_events(self, request: RerankRequest) -> AsyncIterator[tuple[str, BaseModel]]:
@@ -133,22 +135,32 @@ class Gateway:
 
         First the ranking; then, where something is to be explained, words, drafts and texts; at last `done`.
         """
+        asked = self._asked(request)
         answered = await self._answered(request)
         yield "ranking", answered.response
-        asked = self._asked(request)
         degraded: list[Part] = []
         if asked is not None:
-            with self._admission.work_of(explaining_cost(answered.ranked, answered.costs, asked)):
-                async for event in self._explained(answered.ranked, asked):
-                    if isinstance(event, Degraded):
-                        degraded.append(event.part)
-                    else:
-                        yield event_object(event, answered.ranked, asked)
+            async for event in self._explained(answered, asked):
+                if isinstance(event, Degraded):
+                    degraded.append(event.part)
+                else:
+                    yield event_object(event, answered.ranked, asked)
         yield "done", DoneEvent(degraded=degraded)
 
-    def _explained(self, ranked: RankedList, asked: Asked) -> AsyncIterator[Event]:
+    async def _explained(self, answered: _Answered, asked: Asked) -> AsyncIterator[Event]:
+        """Yield what is found out; where too much is being attributed already, nothing is, and it says so."""
         who = self._explaining
-        return explained(ranked, asked, attributors=who.attributors, explainers=who.explainers)
+        with ExitStack() as work:
+            try:
+                cost = explaining_cost(answered.ranked, answered.costs, asked)
+                work.enter_context(who.admission.work_of(cost))
+            except TooManyRequestsError:
+                yield Degraded("attributor")
+                return
+            async for event in explained(
+                answered.ranked, asked, attributors=who.attributors, explainers=who.explainers
+            ):
+                yield event
 
     async def _answered(self, request: RerankRequest) -> _Answered:
         self._require_served(request.model)
@@ -192,9 +204,10 @@ class Gateway:
                 remedy=f"ask for {limits.max_evals} evaluations or fewer",
                 param="budget",
             )
+        shown = request.top_n or self._limits.max_documents
         return Asked(
             skip=options.skip,
-            num_results=min(options.top_k, limits.max_results, request.top_n or limits.max_results),
+            num_results=min(options.top_k, limits.max_results, max(shown - options.skip, 0)),
             with_text=options.text,
             num_words=options.top_k_words,
             contrast=options.contrast,
@@ -275,12 +288,9 @@ class Gateway:
 
         The card is remembered; scores of another artefact, or of two, tell that the model is being replaced.
         """
-        for query, documents in lists:
-            _require_texts(query, documents, max_documents=self._limits.max_documents)
+        _require_texts(lists, max_documents=self._limits.max_documents)
         for _ in range(2):
-            card = self._card = self._card or await self._reranker.describe()
-            if request is not None:
-                chosen_scale(request, card)  # refuses before any work what the artefact does not state
+            card = await self._card_for(request)
             costed = await self._costed(lists, card, token_limits(request) if request else TokenLimits())
             with self._admission.work_of(sum(one.num_tokens for one in costed)):
                 scored = await self._scored(costed)
@@ -294,6 +304,16 @@ class Gateway:
             retry_after_s=2,
         )
 
+    async def _card_for(self, request: ScoredRequest | None) -> ModelCard:
+        """Return the remembered card, or a new one where that does not state what is asked for."""
+        remembered = self._card
+        card = remembered or await self._reranker.describe()
+        if request is not None and request.scale == "calibrated" and card.calibration is None:
+            card = await self._reranker.describe() if remembered else card
+            chosen_scale(request, card)
+        self._card = card
+        return card
+
     async def _costed(
         self, lists: Sequence[tuple[str, Sequence[Document]]], card: ModelCard, limits: TokenLimits
     ) -> list[CostedList]:
@@ -303,7 +323,8 @@ class Gateway:
                 for query, documents in lists
             ]
 
-        num_characters = sum(len(document.content) for _, documents in lists for document in documents)
+        texts = [text for query, documents in lists for text in (query, *(one.content for one in documents))]
+        num_characters = sum(map(len, texts))
         return costed() if num_characters <= FEW_CHARACTERS else await asyncio.to_thread(costed)
 
     async def _scored(self, lists: Sequence[CostedList]) -> list[list[Scored]]:
@@ -421,21 +442,26 @@ async def _awaited(call: Awaitable[Scored]) -> Scored:
     return await call
 
 
-def _require_texts(query: str, documents: Sequence[Document], *, max_documents: int) -> None:
-    if not query.strip():
-        raise InvalidRequestError(
-            "the query is empty", code="empty_query", remedy="send a query with a word in it", param="query"
-        )
-    if not documents:
-        raise InvalidRequestError(
-            "there are no documents",
-            code="no_documents",
-            remedy="send one document or more",
-            param="documents",
-        )
-    if len(documents) > max_documents:
+def _require_texts(lists: Sequence[tuple[str, Sequence[Document]]], *, max_documents: int) -> None:
+    for query, documents in lists:
+        if not query.strip():
+            raise InvalidRequestError(
+                "the query is empty",
+                code="empty_query",
+                remedy="send a query with a word in it",
+                param="query",
+            )
+        if not documents:
+            raise InvalidRequestError(
+                "there are no documents",
+                code="no_documents",
+                remedy="send one document or more",
+                param="documents",
+            )
+    num_documents = sum(len(documents) for _, documents in lists)
+    if num_documents > max_documents:
         raise TooLargeError(
-            f"{len(documents)} documents are more than {max_documents}",
+            f"{num_documents} documents are more than {max_documents}",
             code="too_many_documents",
             remedy=f"send at most {max_documents} documents in a request",
             param="documents",
@@ -445,7 +471,8 @@ def _require_texts(query: str, documents: Sequence[Document], *, max_documents: 
 def explaining_cost(ranked: RankedList, costs: Sequence[int], asked: Asked) -> int:
     """Return about how many tokens the model reads to explain: a masked text has half of a text's tokens."""
     chosen = ranked.order[asked.skip : asked.skip + asked.num_results + asked.with_next]
-    return sum(costs[index] for index in chosen) * (asked.max_evals + COARSE_EVALS) // 2
+    num_evals = MAX_EXACT_EVALS if asked.method == "exact" else asked.max_evals + COARSE_EVALS
+    return sum(costs[index] for index in chosen) * num_evals // 2
 
 
 def _echo(sent: str | DocumentObject) -> dict[str, object]:

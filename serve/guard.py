@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from serve.admission import CallerLimits
 from serve.errors import ApiError, RequestTimeoutError, TooLargeError, UnauthorisedError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from serve.admission import CallerLimits
     from serve.auth import KeyRing
     from serve.metrics import RequestMetrics
 
@@ -54,6 +55,7 @@ class Guard:
         self._app = app
         self._keys = keys
         self._callers = callers
+        self._strangers = CallerLimits(requests_per_minute=6000, max_concurrent=64)  # who brings no key
         self._limits = limits
         self._metrics = metrics
 
@@ -76,22 +78,27 @@ class Guard:
     async def _guarded(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         path = scope["path"]
         if path in OPEN_PATHS or path.startswith(OPEN_FOLDER):
-            await self._app(scope, receive, answer)
+            with self._strangers.request_of(ANYBODY):
+                await self._answered(scope, _Replay(b"", receive), answer)  # whatever body comes is not read
             return
         with self._callers.request_of(self._caller(scope)):
             body = await _whole_body(scope, receive, self._limits)
-            try:
-                async with asyncio.timeout(self._limits.answer_timeout_s):
-                    await self._app(scope, _Replay(body, receive), answer)
-            except TimeoutError as error:
-                raise RequestTimeoutError(
-                    f"there was no answer within {self._limits.answer_timeout_s:g} s",
-                    code="timeout",
-                    remedy="send the request again, or one with fewer documents",
-                ) from error
+            await self._answered(scope, _Replay(body, receive), answer)
+
+    async def _answered(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        try:
+            async with asyncio.timeout(self._limits.answer_timeout_s):
+                await self._app(scope, receive, answer)
+        except TimeoutError as error:
+            raise RequestTimeoutError(
+                f"there was no answer within {self._limits.answer_timeout_s:g} s",
+                code="timeout",
+                remedy="send the request again, or one with fewer documents",
+            ) from error
 
     def _caller(self, scope: Scope) -> str:
         if self._keys is None:
+            _require_loopback(scope)
             return ANYBODY
         name = self._keys.name_of(_bearer(scope))
         if name is None:
@@ -101,6 +108,17 @@ class Guard:
                 remedy="send the header `Authorization: Bearer <key>`",
             )
         return name
+
+
+def _require_loopback(scope: Scope) -> None:
+    """Refuse callers from other machines where no key is asked for, however the server was started."""
+    host = (scope.get("client") or ("127.0.0.1", 0))[0]
+    if not ipaddress.ip_address(host).is_loopback:
+        raise UnauthorisedError(
+            "this server asks for no keys, and so answers its own machine alone",
+            code="not_from_here",
+            remedy="start it with keys",
+        )
 
 
 class _Answer:

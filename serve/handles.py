@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
 
-from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
 
-from serve.errors import UnavailableError
+from serve.errors import ApiError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from ray.serve.handle import DeploymentHandle
 
     from rerank_core.explanation.engine import EngineConfig
     from serve.attributor import Attributed, AttributionTask
     from serve.reranker import ModelCard, Scored, ScoringTask
-
-Answer = TypeVar("Answer")
-
-NO_REPLICA = (RayActorError, DeploymentUnavailableError, BackPressureError)
 
 RETRY_AFTER_S = 2
 
@@ -33,11 +31,13 @@ class RerankerHandle:
 
     async def describe(self) -> ModelCard:
         """Return what is served."""
-        return await twice(lambda: self._handle.describe.remote())
+        card: ModelCard = await twice(lambda: self._handle.describe.remote())
+        return card
 
     async def score(self, task: ScoringTask) -> Scored:
         """Return the scores of a task's documents."""
-        return await twice(lambda: self._handle.score.remote(task))
+        scored: Scored = await twice(lambda: self._handle.score.remote(task))
+        return scored
 
 
 class AttributorHandle:
@@ -46,9 +46,16 @@ class AttributorHandle:
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle: Any = handle.options(stream=True)
 
-    def attribute(self, task: AttributionTask) -> AsyncIterator[Attributed]:
-        """Yield coarse attributions, and refined ones if there is time."""
-        return streamed_twice(lambda: self._handle.attribute.remote(task))
+    async def attribute(self, task: AttributionTask) -> AsyncGenerator[Attributed, None]:
+        """Yield coarse attributions, and refined ones if there is time.
+
+        Raises:
+            ApiError: what the replica raised on purpose.
+            UnavailableError: it failed, or no replica took the call.
+        """
+        async with aclosing(streamed_twice(lambda: self._handle.attribute.remote(task))) as answers:
+            async for found in answers:
+                yield found
 
 
 class WriterHandle:
@@ -58,65 +65,90 @@ class WriterHandle:
         self._handle: Any = handle.options(stream=True)
         self._engine = engine
 
-    async def write(self, prompt: str, schema: Mapping[str, Any], *, attempt: int) -> AsyncIterator[str]:
+    async def write(
+        self, prompt: str, schema: Mapping[str, Any], *, attempt: int
+    ) -> AsyncGenerator[str, None]:
         """Yield the pieces of one text.
 
         Raises:
             UnavailableError: the engine failed, or no replica of it took the call.
         """
-        try:
-            pieces = streamed_twice(
-                lambda: self._handle.write.remote(prompt, dict(schema), self._engine, attempt)
-            )
+        asked = (prompt, dict(schema), self._engine, attempt)
+        async with aclosing(streamed_twice(lambda: self._handle.write.remote(*asked))) as pieces:
             async for piece in pieces:
                 yield piece
-        except RayTaskError as error:  # whatever it is, the explainer has a template for it
-            raise UnavailableError(
-                f"the engine failed ({type(error.cause).__name__})",
-                code="explainer_failed",
-                remedy="the answer holds the template's text; the server's log has the cause",
-            ) from error
 
 
-async def twice(call: Callable[[], Awaitable[Answer]]) -> Answer:
+async def twice(call: Callable[[], Any]) -> Any:
     """Return the answer to a call that changes nothing, made again where its replica died under it.
 
+    Whoever stops waiting for the answer ends the call.
+
     Raises:
-        UnavailableError: the second replica died too, or none takes a call.
+        ApiError: what the replica raised on purpose.
+        UnavailableError: it failed, the second replica died too, or none takes a call.
     """
     try:
         try:
-            return await call()
+            return await _answer(call())
         except RayActorError:
-            return await call()
-    except NO_REPLICA as error:
-        raise _unavailable(error) from error
+            return await _answer(call())
+    except (RayError, RayServeException) as error:
+        raise _told(error) from error
 
 
-async def streamed_twice(call: Callable[[], AsyncIterator[Answer]]) -> AsyncIterator[Answer]:
+async def _answer(response: Any) -> Any:
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+
+
+async def streamed_twice(call: Callable[[], Any]) -> AsyncGenerator[Any, None]:
     """Yield the answers to a call, made again where its replica died before the first one.
 
+    Whoever stops waiting for more ends the call.
+
     Raises:
-        UnavailableError: a replica died later, the second one died too, or none takes a call.
+        ApiError: what the replica raised on purpose.
+        UnavailableError: it failed, a replica died later, the second one died too, or none takes a call.
     """
     num_answers = 0
     try:
         try:
-            async for answer in call():
+            async for answer in _answers(call()):
                 num_answers += 1
                 yield answer
         except RayActorError:
             if num_answers:
                 raise
-            async for answer in call():
+            async for answer in _answers(call()):
                 yield answer
-    except NO_REPLICA as error:
-        raise _unavailable(error) from error
+    except (RayError, RayServeException) as error:
+        raise _told(error) from error
+
+
+async def _answers(response: Any) -> AsyncGenerator[Any, None]:
+    try:
+        async for answer in response:
+            yield answer
+    except (asyncio.CancelledError, GeneratorExit):
+        response.cancel()
+        raise
+
+
+def _told(error: Exception) -> ApiError:
+    """Return what a failed call means for the request."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, ApiError):
+        return cause
+    return _unavailable(cause)
 
 
 def _unavailable(error: Exception) -> UnavailableError:
     return UnavailableError(
-        f"no replica took the call ({type(error).__name__})",
+        f"no replica answered the call ({type(error).__name__})",
         code="no_replica",
         remedy="send the request again after the time in Retry-After",
         retry_after_s=RETRY_AFTER_S,

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
     from rerank_core.explanation.engine import EngineConfig
-    from serve.args import ReplicaArgs
+    from serve.args import EngineArgs
 
 MODEL_ID = "explainer"
+
+MAX_QUEUED_REQUESTS = 256
+"""Texts that wait for an engine at most; each is given up after a while."""
 
 
 class TextServer(LLMServer):
@@ -59,7 +62,7 @@ def pieces_of(chunk: str) -> list[str]:
         RuntimeError: one of them is an error.
     """
     pieces = []
-    for line in chunk.splitlines():
+    for line in chunk.split("\n"):  # JSON may hold the other line separators
         said = line.removeprefix("data: ").strip()
         if not said or said == "[DONE]":
             continue
@@ -70,18 +73,19 @@ def pieces_of(chunk: str) -> list[str]:
     return pieces
 
 
-def build_text_server(engine: EngineConfig, args: ReplicaArgs) -> Application:
+def build_text_server(engine: EngineConfig, args: EngineArgs) -> Application:
     """Return the deployment of an engine, on GPUs where `args` gives it some, else on CPUs."""
     on_gpu = args.num_gpus > 0
     settings = engine_settings(engine, on_gpu=on_gpu)
     return build_llm_deployment(
         LLMConfig(
             model_loading_config={"model_id": MODEL_ID, "model_source": str(engine.model)},
-            engine_kwargs=settings | {"tensor_parallel_size": max(int(args.num_gpus), 1)},
+            engine_kwargs=settings | {"tensor_parallel_size": max(args.num_gpus, 1)},
             accelerator_config=None if on_gpu else {"kind": "cpu"},
             runtime_env={"env_vars": engine_environment(on_gpu=on_gpu)},
             experimental_configs={"stream_batching_interval_ms": 0},
             deployment_config={
+                "max_queued_requests": MAX_QUEUED_REQUESTS,
                 "autoscaling_config": {
                     "min_replicas": args.min_replicas,
                     "max_replicas": args.max_replicas,

@@ -16,7 +16,9 @@ OTHER = "other"
 class RequestMetrics:
     """How many requests came, how they were answered and how long that took; no text of any request."""
 
-    def __init__(self, *, num_pending_tokens: Callable[[], int]) -> None:
+    def __init__(
+        self, *, num_pending_tokens: Callable[[], int], num_pending_attribution_tokens: Callable[[], int]
+    ) -> None:
         self._registry = CollectorRegistry()
         self._routes: frozenset[str] = frozenset()
         self._requests = Counter(
@@ -25,10 +27,15 @@ class RequestMetrics:
         self._seconds = Histogram(
             "whyrank_request_seconds", "Time to the end of an answer.", ("route",), registry=self._registry
         )
-        pending = Gauge(
-            "whyrank_pending_tokens", "Tokens of admitted work that is not done.", registry=self._registry
+        self._gauge("whyrank_pending_tokens", "Tokens admitted to be scored.", num_pending_tokens)
+        self._gauge(
+            "whyrank_pending_attribution_tokens",
+            "Tokens of masked texts admitted to be scored, until the explanations are sent.",
+            num_pending_attribution_tokens,
         )
-        pending.set_function(lambda: float(num_pending_tokens()))
+
+    def _gauge(self, name: str, told: str, value: Callable[[], int]) -> None:
+        Gauge(name, told, registry=self._registry).set_function(lambda: float(value()))
 
     def know_routes(self, paths: Collection[str]) -> None:
         """Say which paths are routes."""

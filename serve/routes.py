@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
     from serve.gateway import Gateway
     from serve.metrics import RequestMetrics
+
+logger = logging.getLogger("whyrank.serve")
 
 PAGE = Path(__file__).parent / "page"
 PAGE_POLICY = (
@@ -107,7 +110,7 @@ def build_api(gateway: Gateway, metrics: RequestMetrics) -> FastAPI:
         title="Whyrank",
         version=__version__,
         summary="Re-ranking by a language model that keeps one output neuron.",
-        docs_url="/docs",
+        docs_url=None,  # it would load other people's scripts beside the page's key
         redoc_url=None,
         dependencies=[Security(HTTPBearer(auto_error=False))],  # says in the document what the guard checks
     )
@@ -199,6 +202,9 @@ async def _sse(
             yield _event(name, value)
     except ApiError as error:
         yield f"event: error\ndata: {json.dumps(error.body)}\n\n"
+    except Exception:  # the client has to know that nothing more comes
+        logger.exception("a stream failed")
+        yield f"event: error\ndata: {json.dumps(_fault().body)}\n\n"
 
 
 def _event(name: str, value: BaseModel) -> str:
@@ -264,12 +270,16 @@ async def _answer_invalid(_: Request, error: Exception) -> Response:
 
 async def _answer_fault(_: Request, error: Exception) -> Response:
     """Answer for a fault of ours; the guard logs what it was."""
-    fault = ServerFaultError(
+    fault = _fault()
+    return JSONResponse(fault.body, status_code=fault.status)
+
+
+def _fault() -> ServerFaultError:
+    return ServerFaultError(
         "the server failed on this request",
         code="internal_error",
         remedy="tell the operator; the server's log has the cause",
     )
-    return JSONResponse(fault.body, status_code=fault.status)
 
 
 async def _answer_http_error(_: Request, error: Exception) -> Response:

@@ -95,7 +95,7 @@ class RerankRequest(ScoredRequest):
 class AttributionSettings(BaseModel):
     """How values are found."""
 
-    method: Literal["pruned", "partition", "exact", "shap"] = Field(
+    method: Literal["pruned", "partition", "exact"] = Field(
         "pruned", description="How values are found; `exact` is for short texts."
     )
     granularity: Literal["token", "word", "sentence", "field"] = Field(
@@ -105,7 +105,7 @@ class AttributionSettings(BaseModel):
         None, ge=2, le=100_000, description="Evaluations of the model per document; the server has a limit."
     )
     target: Literal["score", "margin"] = Field(
-        "score", description="`margin`: of a result over the next one, whose words count with opposite sign."
+        "score", description="`margin`: of a result over the next one, whose attribution comes along."
     )
     seed: int = Field(0, ge=0, le=2**32 - 1)
 

@@ -8,7 +8,7 @@ import secrets
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -46,7 +46,7 @@ def run_serve(command: ServeCommand) -> None:
 
         with served(build_app(args), args, host=command.host, port=command.port):
             where = f"http://{command.host}:{command.port}"
-            told = f"{args.model_name} answers at {where}; its API is at {where}/docs; Ctrl-C ends it"
+            told = f"{args.model_name} answers at {where}, in a browser too; Ctrl-C ends it"
             Console(stderr=True).print(told, highlight=False, soft_wrap=True)
             _wait_for_signal()
 
@@ -70,6 +70,7 @@ def served(application: Application, args: ServeArgs, *, host: str, port: int) -
     """
     from ray import serve
     from ray.serve.config import HTTPOptions
+    from ray.serve.exceptions import RayServeException
     from ray.serve.schema import LoggingConfig
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -89,7 +90,10 @@ def served(application: Application, args: ServeArgs, *, host: str, port: int) -
             ) from error
         yield
     finally:
-        serve.shutdown()
+        with suppress(RayServeException):  # it was ended by somebody else
+            serve.delete(APP_NAME)
+        if not serve.status().applications:  # a cluster's Serve may have others, which are not ours to end
+            serve.shutdown()
 
 
 def _reason(error: RuntimeError) -> str:

@@ -11,7 +11,7 @@ from rerank_core.models.tiny import tiny_tokenizer
 from rerank_core.testing import OverlapScorer, grounded_answer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from rerank_core.attribution.build import Method
     from rerank_core.attribution.leaves import Leaf
@@ -51,7 +51,9 @@ class ScriptedWriter:
         self._answer = answer
         self.prompts: list[str] = []
 
-    async def write(self, prompt: str, schema: Mapping[str, Any], *, attempt: int) -> AsyncIterator[str]:
+    async def write(
+        self, prompt: str, schema: Mapping[str, Any], *, attempt: int
+    ) -> AsyncGenerator[str, None]:
         self.prompts.append(prompt)
         text = self._answer(prompt, schema)
         for start in range(0, len(text), 7):

@@ -59,7 +59,7 @@ async function stream(path, body, handlers) {
   let text = "";
   for (;;) {
     const { value, done } = await reader.read();
-    if (done) return;
+    if (done) throw new Error("The answer broke off; ask again.");
     text += value;
     let end;
     while ((end = text.indexOf("\n\n")) >= 0) {
@@ -67,8 +67,9 @@ async function stream(path, body, handlers) {
       text = text.slice(end + 2);
       const told = JSON.parse(data.slice("data: ".length));
       if (name === "event: error") throw new Error(`${told.error.message}; ${told.error.remedy}`);
-      const handle = handlers[name.slice("event: ".length)];
-      if (handle) handle(told);
+      const kind = name.slice("event: ".length);
+      if (handlers[kind]) handlers[kind](told);
+      if (kind === "done") return;
     }
   }
 }

@@ -251,7 +251,7 @@ def pending_tokens(client: httpx.Client) -> float:
     (line,) = [
         line
         for line in client.get("/metrics").text.splitlines()
-        if line.startswith("whyrank_pending_tokens ")
+        if line.startswith("whyrank_pending_attribution_tokens ")
     ]
     return float(line.split()[1])
 
@@ -268,6 +268,10 @@ def test_the_work_of_a_client_who_has_gone_ends_within_a_second(client: httpx.Cl
     while pending_tokens(client) > 0:
         assert time.monotonic() - gone < 1.0
         time.sleep(0.02)
+    small = {**body, "documents": ["sea"], "budget": 10, "explain": {"top_k": 1}}
+    answer = client.post("/v1/attribute", json=small).json()
+    assert "degraded" not in answer
+    assert time.monotonic() - gone < 1.5  # the attributor's one thread was free again
 
 
 def test_an_altered_artefact_is_never_served(ray_instance: None, tmp_path: Path) -> None:

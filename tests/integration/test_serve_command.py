@@ -143,6 +143,17 @@ def test_ray_refuses_callers_without_its_token(server: Served) -> None:
 
 
 def test_neither_requests_nor_keys_are_logged(server: Served) -> None:
+    headers = {"Authorization": f"Bearer {server.key}"}
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", headers=headers, trust_env=False) as client:
+        for body in (
+            {"query": MARKER, "documents": [MARKER], "explain": {"top_k": 1, "text": True}},
+            {"query": MARKER, "documents": [{"nothing": MARKER}]},
+            {"query": MARKER, "documents": [MARKER], "model": MARKER},
+            {MARKER: MARKER},
+        ):
+            client.post("/v1/rerank", json=body, timeout=60)
+        client.post("/v1/rerank", content=f'{{"query": "{MARKER}"')
+        client.get(f"/{MARKER}")
     held = [path for path in server.logs().rglob("*") if path.is_file() and not path.is_symlink()]
     assert len(held) > 5
     for path in [*held, server.told]:

@@ -65,6 +65,6 @@ def connect(artefact: Path, card: ModelCard) -> Iterator[Callable[..., TestClien
                 attributors=attributors or AttributorService(build_overlap_attributor, digest=card.digest),
                 writer=writer,
             )
-            return stack.enter_context(TestClient(app))
+            return stack.enter_context(TestClient(app, client=("127.0.0.1", 50_000)))
 
         yield connected

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from starlette.testclient import TestClient
 
 from rerank_core.records import Calibration
 from rerank_core.testing import OverlapScorer
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from starlette.testclient import TestClient
     from starlette.types import Message
 
 BODY = {"query": "sea ice", "documents": ["sand", "sea ice", "ice", "dust"]}
@@ -297,7 +297,7 @@ def test_every_route_but_the_open_ones_asks_for_a_key(
     document = client.get("/openapi.json", headers=with_key).json()
     routes = [(path, method) for path, methods in document["paths"].items() for method in methods]
     assert len(routes) >= 9
-    for path, method in [*routes, ("/openapi.json", "get"), ("/docs", "get"), ("/nope", "get")]:
+    for path, method in [*routes, ("/openapi.json", "get"), ("/nope", "get")]:
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {key}"}):
             answer = client.request(method, path, headers=headers)
             if path in OPEN:
@@ -339,6 +339,70 @@ def test_a_body_without_end_is_refused_once_it_is_too_large(artefact: Path, card
     assert sum(received) == 3000
 
 
+@pytest.mark.parametrize("path", ["/health", "/", "/page/page.js", "/favicon.ico"])
+def test_open_paths_read_no_body(artefact: Path, card: ModelCard, path: str) -> None:
+    args = ServeArgs(artefact=artefact, auth=False)
+    reranker = Reranker(OverlapScorer(), card, max_tokens_per_batch=512)
+    attributors = AttributorService(build_overlap_attributor, digest=card.digest)
+    app = build_http(args, reranker=reranker, attributors=attributors)
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        await asyncio.sleep(30)
+        raise AssertionError("nobody reads so long")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def run() -> None:
+        async with asyncio.timeout(5):
+            await app(
+                {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []},
+                receive,
+                send,
+            )
+
+    asyncio.run(run())
+    assert sent[0]["status"] in (200, 404)
+
+
+@pytest.mark.parametrize(("host", "status"), [("127.0.0.1", 200), ("::1", 200), ("10.0.0.7", 401)])
+def test_without_keys_other_machines_are_refused(
+    artefact: Path, card: ModelCard, host: str, status: int
+) -> None:
+    reranker = Reranker(OverlapScorer(), card, max_tokens_per_batch=512)
+    attributors = AttributorService(build_overlap_attributor, digest=card.digest)
+    app = build_http(ServeArgs(artefact=artefact, auth=False), reranker=reranker, attributors=attributors)
+    with TestClient(app, client=(host, 50_000)) as client:
+        assert client.get("/version").status_code == status
+
+
+def test_a_request_with_very_many_values_is_refused_before_it_is_looked_at(
+    connect: Callable[..., TestClient],
+) -> None:
+    refused = connect().post("/rerank", json={"query": "a", "documents": [1] * 50_000})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (413, "too_many_values")
+
+
+def test_pairs_are_as_many_as_documents_may_be(connect: Callable[..., TestClient]) -> None:
+    body = {"queries": ["a"] * 30, "documents": ["b"] * 30}
+    refused = connect(max_documents=20).post("/v1/score", json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (413, "too_many_documents")
+
+
+def test_a_remembered_model_that_was_not_calibrated_is_looked_up_again(
+    connect: Callable[..., TestClient], card: ModelCard
+) -> None:
+    new = replace(card, digest="cd" * 32, calibration=Calibration(3.0, 0.0))
+    served = Broken(card, [Scored((0.0,), card.digest), Scored((1.0,), new.digest)])
+    served.next_card = new
+    client = connect(served)
+    body = {"query": "a", "documents": ["b"]}
+    assert client.post("/rerank", json=body).json()["meta"]["scale"] == "sigmoid"
+    answer = client.post("/rerank", json={**body, "scale": "calibrated"}).json()
+    assert answer["results"][0]["relevance_score"] == pytest.approx(sigmoid(3))
+
+
 def test_an_answer_that_takes_too_long_is_refused_in_time(
     connect: Callable[..., TestClient], card: ModelCard
 ) -> None:
@@ -347,7 +411,8 @@ def test_an_answer_that_takes_too_long_is_refused_in_time(
             await asyncio.sleep(30)
             raise AssertionError("nobody waits so long")
 
-    refused = connect(Slow(card, []), answer_timeout_s=0.05).post("/rerank", json=BODY)
+    limits = {"answer_timeout_s": 0.05, "attribution_timeout_s": 0.01, "explanation_timeout_s": 0.01}
+    refused = connect(Slow(card, []), **limits).post("/rerank", json=BODY)
     assert (refused.status_code, refused.json()["error"]["code"]) == (408, "timeout")
 
 

@@ -15,7 +15,7 @@ from serve.errors import ServerFaultError, UnavailableError
 from tests.fake_services import ScriptedWriter, build_overlap_attributor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from starlette.testclient import TestClient
 
@@ -39,7 +39,9 @@ class FailingWriter:
         self._delay_s = delay_s
         self.num_calls = 0
 
-    async def write(self, prompt: str, schema: Mapping[str, Any], *, attempt: int) -> AsyncIterator[str]:
+    async def write(
+        self, prompt: str, schema: Mapping[str, Any], *, attempt: int
+    ) -> AsyncGenerator[str, None]:
         self.num_calls += 1
         await asyncio.sleep(self._delay_s)
         if self._error is not None:
@@ -57,7 +59,7 @@ class ScriptedAttributors:
     def __init__(self, *answers: Attributed | Exception) -> None:
         self._answers = answers
 
-    async def attribute(self, task: AttributionTask) -> AsyncIterator[Attributed]:
+    async def attribute(self, task: AttributionTask) -> AsyncGenerator[Attributed, None]:
         for answer in self._answers:
             if isinstance(answer, Exception):
                 raise answer
@@ -143,22 +145,24 @@ def test_settings_that_cannot_be_are_refused(
 
 
 def test_explaining_is_costed_before_it_is_begun(connect: Callable[..., TestClient]) -> None:
-    refused: list[int] = []
+    refused: list[list[str]] = []
 
     class Asking(ScriptedAttributors):
         """Sends another request while it is at work."""
 
-        async def attribute(self, task: AttributionTask) -> AsyncIterator[Attributed]:
-            answer = await asyncio.to_thread(client.post, "/rerank", json=BODY)
-            refused.append(answer.status_code)
+        async def attribute(self, task: AttributionTask) -> AsyncGenerator[Attributed, None]:
+            answer = await asyncio.to_thread(client.post, "/rerank", json=body)
+            refused.append(answer.json()["degraded"])
             for found in self._answers:
                 assert isinstance(found, Attributed)
                 yield found
 
-    client = connect(attributors=Asking(attributed(connect)), max_pending_tokens=1000)
+    asking = Asking(attributed(connect))
+    client = connect(attributors=asking, max_pending_attribution_tokens=1000)
     body = {**BODY, "explain": {"top_k": 1}}
-    assert client.post("/rerank", json=body).status_code == 200  # alone, any work is admitted
-    assert refused == [429]
+    answer = client.post("/rerank", json=body)
+    assert "degraded" not in answer.json()  # alone, any work is admitted
+    assert refused == [["attributor"]]  # the other has its ranking, without words
 
 
 # --- texts
@@ -288,6 +292,38 @@ def test_without_an_attributor_the_ranking_comes_with_texts_of_the_documents_alo
     explanation = answer.json()["results"][0]["explanation"]
     assert "attribution" not in explanation
     assert explanation["text"]["with_attribution"] is False
+
+
+def test_an_attributor_that_takes_too_long_costs_the_words_alone(connect: Callable[..., TestClient]) -> None:
+    class Sleeping(ScriptedAttributors):
+        async def attribute(self, task: AttributionTask) -> AsyncGenerator[Attributed, None]:
+            await asyncio.sleep(60)
+            for found in self._answers:
+                assert isinstance(found, Attributed)
+                yield found
+
+    client = connect(attributors=Sleeping(), writer=ScriptedWriter(), attribution_timeout_s=0.1)
+    answer = client.post("/v1/explain", json={**BODY, "explain": {"top_k": 1}})
+    assert (answer.status_code, answer.json()["degraded"]) == (200, ["attributor"])
+
+
+def test_a_query_that_is_too_long_for_the_explainer_is_told_by_the_template(
+    connect: Callable[..., TestClient],
+) -> None:
+    writer = ScriptedWriter()
+    client = connect(writer=writer, max_model_tokens=1000)
+    body = {"query": "sea ice " * 500, "documents": DOCUMENTS, "explain": {"top_k": 1}}
+    text = client.post("/v1/explain", json=body).json()["results"][0]["explanation"]["text"]
+    assert (text["is_fallback"], writer.prompts) == (True, [])
+
+
+def test_only_results_that_are_shown_are_explained(connect: Callable[..., TestClient]) -> None:
+    body = {**BODY, "top_n": 3, "explain": {"skip": 2, "top_k": 3}}
+    events = events_of(connect().post("/rerank", json=body, headers=STREAM))
+    told = [value["explanations"] for name, value in events if name == "attributions"]
+    assert [len(found) for found in told] == [1] * len(told)
+    none = connect().post("/rerank", json={**body, "explain": {"skip": 5}}).json()
+    assert not any("explanation" in result for result in none["results"])
 
 
 def test_words_of_another_model_than_the_one_that_ranked_are_not_shown(

@@ -13,7 +13,7 @@ from serve.reranker import ModelCard, Scored, ScoringTask
 from tests.lies import Case, lies, truths
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from starlette.testclient import TestClient
 
@@ -47,7 +47,7 @@ class Stage:
     async def score(self, task: ScoringTask) -> Scored:
         return Scored(tuple(self.scores), self._card.digest)
 
-    async def attribute(self, task: AttributionTask) -> AsyncIterator[Attributed]:
+    async def attribute(self, task: AttributionTask) -> AsyncGenerator[Attributed, None]:
         placement = self._placed
         evidence = placement.evidence
         told = [(evidence.words, 0.0)]
@@ -55,7 +55,9 @@ class Stage:
             told.append((evidence.contrast.words, -evidence.contrast.margin))
         yield Attributed(tuple(attribution(*one) for one in told), self._card.digest, is_refined=True)
 
-    async def write(self, prompt: str, schema: Mapping[str, Any], *, attempt: int) -> AsyncIterator[str]:
+    async def write(
+        self, prompt: str, schema: Mapping[str, Any], *, attempt: int
+    ) -> AsyncGenerator[str, None]:
         assert self.case is not None
         for start in range(0, len(self.case.answer), 11):
             yield self.case.answer[start : start + 11]
