@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import cohere
@@ -256,24 +256,22 @@ def pending_tokens(client: httpx.Client) -> float:
     return float(line.split()[1])
 
 
-def test_the_work_of_clients_who_have_gone_ends_within_a_second(client: httpx.Client) -> None:
-    """Together it would keep the attributor's one thread for more than six seconds."""
+def test_the_work_of_a_client_who_has_gone_ends_within_a_second(client: httpx.Client) -> None:
     long = " ".join(f"{word}{number}" for number in range(12) for word in ("sea", "ice", "sand"))
     body = {"query": QUERY, "documents": [long] * 10, "budget": 2000, "explain": {"top_k": 10}}
     headers = {"Accept": "text/event-stream"}
-    with ExitStack() as streams:
-        for _ in range(4):
-            answer = streams.enter_context(client.stream("POST", "/v1/attribute", json=body, headers=headers))
-            assert next(answer.iter_lines()) == "event: ranking"
+    with client.stream("POST", "/v1/attribute", json=body, headers=headers) as answer:
+        lines = answer.iter_lines()
+        assert next(lines) == "event: ranking"
         assert pending_tokens(client) > 0
     gone = time.monotonic()
     while pending_tokens(client) > 0:
         assert time.monotonic() - gone < 1.0
         time.sleep(0.02)
     small = {**body, "documents": ["sea"], "budget": 10, "explain": {"top_k": 1}}
-    answer = client.post("/v1/attribute", json=small)
-    assert "degraded" not in answer.json()
-    assert time.monotonic() - gone < 2.5
+    answer = client.post("/v1/attribute", json=small).json()
+    assert "degraded" not in answer
+    assert time.monotonic() - gone < 1.5  # the attributor's one thread was free again
 
 
 def test_an_altered_artefact_is_never_served(ray_instance: None, tmp_path: Path) -> None:

@@ -28,6 +28,29 @@ def test_every_method_adds_up_and_says_which_it_is(method, scorer):
     assert abs(found.residual) < 1e-5
 
 
+@pytest.mark.parametrize("method", ["pruned", "partition", "exact"])
+def test_whoever_watches_the_work_can_end_it(method, scorer):
+    class GoneError(Exception):
+        pass
+
+    calls = []
+
+    def watch() -> None:
+        calls.append(method)
+        if len(calls) == 2:
+            raise GoneError
+
+    query, documents = Query("q", "sea"), [Document("d", "warm sea ice map")]
+    watched = build_attributor(scorer, method, max_evals=60, before_call=lambda: None)
+    assert watched.attribute(query, documents, seed=0) == build_attributor(
+        scorer, method, max_evals=60
+    ).attribute(query, documents, seed=0)
+    ended = build_attributor(scorer, method, max_evals=60, before_call=watch)
+    if method != "exact":  # which asks once for so few words
+        with pytest.raises(GoneError):
+            ended.attribute(query, documents, seed=0)
+
+
 def test_an_unknown_method_is_refused_with_those_there_are(scorer):
     with pytest.raises(ConfigError, match="no method is called 'owen'; take one of pruned, partition, exact"):
         build_attributor(scorer, "owen", max_evals=60)  # type: ignore[arg-type]
