@@ -121,6 +121,15 @@ class UnavailableError(ApiError):
     status, kind = 503, "overloaded_error"
 
 
+def internal_fault() -> ServerFaultError:
+    """Return what a request is told of a fault of ours, whose cause is for the log alone."""
+    return ServerFaultError(
+        "the server failed on this request",
+        code="internal_error",
+        remedy="tell the operator; the server's log has the cause",
+    )
+
+
 def _rebuilt(kind: type[ApiError], *of_error: Any) -> ApiError:
     message, code, remedy, param, retry_after_s = of_error
     return kind(message, code=code, remedy=remedy, param=param, retry_after_s=retry_after_s)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from serve.admission import CallerLimits
-from serve.errors import ApiError, RequestTimeoutError, TooLargeError, UnauthorisedError
+from serve.errors import ApiError, RequestTimeoutError, TooLargeError, UnauthorisedError, internal_fault
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -70,8 +70,9 @@ class Guard:
             await self._guarded(scope, receive, answer)
         except ApiError as error:
             await answer.refuse(error)
-        except Exception:  # answered by the API already
+        except Exception:
             logger.exception("%s %s failed", scope["method"], self._metrics.route_of(scope["path"]))
+            await answer.refuse(internal_fault())  # where the API has not answered already
         finally:
             self._metrics.observe(scope["path"], answer.status, seconds=time.perf_counter() - started)
 
@@ -113,7 +114,11 @@ class Guard:
 def _require_loopback(scope: Scope) -> None:
     """Refuse callers from other machines where no key is asked for, however the server was started."""
     host = (scope.get("client") or ("127.0.0.1", 0))[0]
-    if not ipaddress.ip_address(host).is_loopback:
+    try:
+        is_here = ipaddress.ip_address(host).is_loopback
+    except ValueError:  # whatever it is, it is no address of this machine
+        is_here = False
+    if not is_here:
         raise UnauthorisedError(
             "this server asks for no keys, and so answers its own machine alone",
             code="not_from_here",

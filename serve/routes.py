@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 
 from rerank_core import __version__
 from serve.bodies import parse_body
-from serve.errors import ApiError, InvalidRequestError, ServerFaultError, UnprocessableError
+from serve.errors import ApiError, InvalidRequestError, UnprocessableError, internal_fault
 from serve.schemas import (
     ErrorResponse,
     ExplainRequest,
@@ -204,7 +204,7 @@ async def _sse(
         yield f"event: error\ndata: {json.dumps(error.body)}\n\n"
     except Exception:  # the client has to know that nothing more comes
         logger.exception("a stream failed")
-        yield f"event: error\ndata: {json.dumps(_fault().body)}\n\n"
+        yield f"event: error\ndata: {json.dumps(internal_fault().body)}\n\n"
 
 
 def _event(name: str, value: BaseModel) -> str:
@@ -270,16 +270,8 @@ async def _answer_invalid(_: Request, error: Exception) -> Response:
 
 async def _answer_fault(_: Request, error: Exception) -> Response:
     """Answer for a fault of ours; the guard logs what it was."""
-    fault = _fault()
+    fault = internal_fault()
     return JSONResponse(fault.body, status_code=fault.status)
-
-
-def _fault() -> ServerFaultError:
-    return ServerFaultError(
-        "the server failed on this request",
-        code="internal_error",
-        remedy="tell the operator; the server's log has the cause",
-    )
 
 
 async def _answer_http_error(_: Request, error: Exception) -> Response:

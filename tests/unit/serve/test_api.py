@@ -366,7 +366,9 @@ def test_open_paths_read_no_body(artefact: Path, card: ModelCard, path: str) -> 
     assert sent[0]["status"] in (200, 404)
 
 
-@pytest.mark.parametrize(("host", "status"), [("127.0.0.1", 200), ("::1", 200), ("10.0.0.7", 401)])
+@pytest.mark.parametrize(
+    ("host", "status"), [("127.0.0.1", 200), ("::1", 200), ("10.0.0.7", 401), ("a-name", 401), ("", 401)]
+)
 def test_without_keys_other_machines_are_refused(
     artefact: Path, card: ModelCard, host: str, status: int
 ) -> None:
@@ -375,6 +377,17 @@ def test_without_keys_other_machines_are_refused(
     app = build_http(ServeArgs(artefact=artefact, auth=False), reranker=reranker, attributors=attributors)
     with TestClient(app, client=(host, 50_000)) as client:
         assert client.get("/version").status_code == status
+
+
+def test_a_fault_of_the_guard_itself_is_answered_too(
+    connect: Callable[..., TestClient], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = tmp_path / "keys.json"
+    add_key(keys, "a")
+    client = connect(keys=keys)
+    monkeypatch.setattr("serve.auth.hmac.compare_digest", None)  # as where a library is broken
+    refused = client.get("/version", headers={"Authorization": "Bearer x"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (500, "internal_error")
 
 
 def test_a_request_with_very_many_values_is_refused_before_it_is_looked_at(
