@@ -11,7 +11,7 @@ import pyarrow as pa
 from jobs.cells import Cell, cell_log, objectives_of, run_folders
 from jobs.manifest import read_manifest
 from jobs.objective_trainer import HELD_OUT_NDCG
-from jobs.train import UNTRAINED
+from jobs.train import UNTRAINED, WALL_S
 from rerank_core.evaluation.method_comparison import Share
 from rerank_core.evaluation.method_pictures import LearningCurve
 from rerank_core.formats import read_shards
@@ -58,6 +58,21 @@ def training_seconds(config: CompareJob, cells: Sequence[Cell]) -> dict[str, dic
             stages = objectives_of((method,), reward=config.ppo.reward)
             own[method].append(sum(sum(step_s[stage].values()) for stage in stages))
     return {model: {m: float(np.mean(s)) for m, s in own.items()} for model, own in found.items()}
+
+
+def stage_seconds(config: CompareJob, cells: Sequence[Cell]) -> dict[str, dict[str, tuple[float, ...]]]:
+    """Return how long each model's and method's own stage took, from workers' start to artefact, by cell.
+
+    The stages that a method builds on are trained once for all of them, and are not in it. A stage that was
+    interrupted has the time of the command that finished it.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for cell in cells:
+        own = found.setdefault(cell.model, {method: [] for method in config.methods})
+        for line in cell_log(cell):
+            if WALL_S in line and line["stage"] in own:
+                own[line["stage"]].append(line[WALL_S])
+    return {model: {m: tuple(s) for m, s in own.items()} for model, own in found.items()}
 
 
 def learning_curves(config: CompareJob, cells: Sequence[Cell]) -> dict[str, tuple[LearningCurve, ...]]:

@@ -19,6 +19,7 @@ from rich.table import Table
 from jobs.cell_records import (
     cell_seconds,
     learning_curves,
+    stage_seconds,
     training_seconds,
     truncated_in_test,
     truncated_in_training,
@@ -307,6 +308,7 @@ def _compared(
         tests=tuple(t for metric in TESTED_METRICS for t in method_tests(tested, metric=metric, **bootstrap)),
         reliability=tuple(_reliability(config, cells, measured=measured)),
         seconds=training_seconds(config, cells),
+        stage_seconds=stage_seconds(config, cells),
         cell_seconds=tuple(cell_seconds(config, cell) for cell in cells),
         curves=learning_curves(config, cells),
         truncated_in_training=truncated_in_training(cells),

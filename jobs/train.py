@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import threading
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from operator import itemgetter
@@ -22,7 +23,7 @@ from jobs.manifest import (
     require_finished,
     scoring_digests,
 )
-from jobs.objective_trainer import HELD_OUT_NDCG
+from jobs.objective_trainer import HELD_OUT_NDCG, append_line
 from jobs.progress import progress_bar
 from jobs.ray_session import Need, num_gpus, ray_session, require, require_shared
 from jobs.shards import root_cause
@@ -60,6 +61,9 @@ logger = logging.getLogger("whyrank.train")
 
 UNTRAINED = "untrained"
 TRAIN_LOG = "train_log.jsonl"
+WALL_S = "wall_s"
+"""In the log of a finished stage: seconds from the start of its workers to their end, in the last command."""
+
 POLL_INTERVAL_S = 0.5
 
 
@@ -234,7 +238,10 @@ def _train_stages(config: TrainJob, model_folder: Path) -> None:
         if not artefact.exists():
             start = stage_start(config, name, model_folder)
             task = _task(config, name=name, settings=settings, start=str(start.resolve()), artefact=name)
+            started = time.monotonic()
             fit_stage(_worker_loop, config, task, use_gpu=gpus > 0, best_by=best_by)
+            wall_s = round(time.monotonic() - started, 1)
+            append_line(Path(task.log), {"stage": name, "event": "finished", WALL_S: wall_s})
         load_artefact(artefact)  # the golden pairs must score the same outside the training process
         shutil.rmtree(config.output / "checkpoints" / name, ignore_errors=True)
 

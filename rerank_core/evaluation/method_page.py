@@ -237,18 +237,26 @@ def _calibration_table(comparison: Comparison) -> str:
 
 def _cost_table(comparison: Comparison) -> str:
     rows = [
-        [model, method, f"{seconds:.0f}"]
+        [model, method, f"{seconds:.0f}", *_mean_and_most(comparison.stage_seconds[model][method])]
         for model, by_method in comparison.seconds.items()
         for method, seconds in by_method.items()
     ]
     longest, mean = max(comparison.cell_seconds), fmean(comparison.cell_seconds)
     return (
-        "Seconds of training per fold and seed, the sum of all steps, with the stages that a method builds"
-        " on; workers' start, the reference's and the reward model's scores, evaluation and checkpoints are"
-        " not in it, and cells at work at the same time share the machine. A whole cell (all methods and"
-        f" their scoring, with any pause) took {mean:.0f} s on average and {longest:.0f} s at most.\n\n"
-        + markdown_table(["model", "method", "seconds"], rows)
+        "Seconds per fold and seed; cells at work at the same time share the machine. *Steps* are the sum of"
+        " all training steps, with those of the stages that a method builds on; workers' start, the"
+        " reference's and the reward model's scores, evaluation and checkpoints are not in it. *To the"
+        " artefact* is a method's own stage from workers' start to its artefact, with all of these; stages"
+        " that it shares with other methods are trained once and not in it. All methods of a model, seed and"
+        f" fold and their scoring, with any pause, took {mean:.0f} s on average and {longest:.0f} s at"
+        " most.\n\n"
+        + markdown_table(["model", "method", "steps", "to the artefact, mean", "to the artefact, most"], rows)
     )
+
+
+def _mean_and_most(seconds: Sequence[float]) -> list[str]:
+    """Return two cells of a table; earlier versions have recorded nothing."""
+    return [f"{fmean(seconds):.0f}", f"{max(seconds):.0f}"] if seconds else ["–", "–"]
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -125,6 +125,13 @@ def test_every_method_has_its_place_in_both_tables(config: CompareJob, compared:
     untrained = rows["tiny", "untrained"]["values"]["pairwise_accuracy"]["mean"]
     for method in METHODS[1:]:
         assert rows["tiny", method]["values"]["pairwise_accuracy"]["mean"] > max(untrained, 0.6), method
+    for method, own in comparison["stage_seconds"]["tiny"].items():
+        steps = [
+            sum(line["step_s"] for line in cell_log(cell) if line["stage"] == method and "loss" in line)
+            for cell in compared
+        ]
+        assert len(own) == len(compared)
+        assert all(wall > stepped for wall, stepped in zip(own, steps, strict=True)), method
     page = (config.output / COMPARISON_PAGE).read_text()
     for line in ("| tiny | ppo |", "| tiny | dpo − sft |", "![cost](cost.png)"):
         assert line in page

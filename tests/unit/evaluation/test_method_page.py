@@ -56,6 +56,7 @@ def comparison() -> Comparison:
             MethodReliability("tiny", "untrained", 10, 0, 0.4, None, ()),
         ),
         seconds={"tiny": {"dpo": 12.4}, "smollm2:4": {"dpo": 30.0}},
+        stage_seconds={"tiny": {"dpo": (40.0, 61.2)}, "smollm2:4": {"dpo": ()}},
         cell_seconds=(200.0, 100.0),
         curves={"tiny": (LearningCurve("dpo", 0, (1, 2), (0.5, 0.6)),)},
         truncated_in_training=Share(3, 940),
@@ -89,7 +90,8 @@ def test_calibration_cost_and_truncation_are_told(comparison: Comparison) -> Non
     page = render_comparison(comparison, pictures=[])
     assert "| tiny | dpo | 0.310 | 0.050 | 9 of 10 |" in page
     assert "| tiny | untrained | 0.400 | – | 0 of 10 |" in page
-    assert "| smollm2:4 | dpo | 30 |" in page
+    assert "| tiny | dpo | 12 | 51 | 61 |" in page
+    assert "| smollm2:4 | dpo | 30 | – | – |" in page
     assert "3 of 940 training documents (over all stages) and 1,200 of 12,345 ranked pairs were read" in page
     assert "took 150 s on average and 200 s at most" in page
     assert "19 test queries (5-fold by query), 10.0 candidates each" in page
