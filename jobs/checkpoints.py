@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -85,10 +86,25 @@ def train_or_resume(trainer: transformers.Trainer, *, log: Path, stage: str, wor
     """Train from the newest intact checkpoint that Ray Train has, or from the beginning."""
     with ExitStack() as stack:
         start = newest_intact_checkpoint(log, stage=stage, worker=worker, stack=stack)
-        if start is not None and worker.rank == 0:
-            state = json.loads((start / "trainer_state.json").read_text(encoding="utf-8"))
-            append_line(log, {"stage": stage, "event": "resumed", "step": state["global_step"]})
-        trainer.train(resume_from_checkpoint=None if start is None else str(start))
+        if start is None:
+            trainer.train()
+            return
+        step = go_no_further_than(trainer, start)
+        if worker.rank == 0:
+            append_line(log, {"stage": stage, "event": "resumed", "step": step})
+        trainer.train(resume_from_checkpoint=str(start))
+
+
+def go_no_further_than(trainer: transformers.Trainer, start: Path) -> int:
+    """Return the step of a checkpoint; one at which training had stopped is the end for `trainer` too.
+
+    transformers keeps that it stopped, but does not look at it before the next step.
+    """
+    state = json.loads((start / "trainer_state.json").read_text(encoding="utf-8"))
+    step: int = state["global_step"]
+    if state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]:
+        trainer.args.num_train_epochs = math.floor(state["epoch"])  # none is left, also of a part of one
+    return step
 
 
 def newest_intact_checkpoint(log: Path, *, stage: str, worker: Worker, stack: ExitStack) -> Path | None:

@@ -6,15 +6,18 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
+from datasets import Dataset
 from ray.train import Checkpoint
 from ray.train.v2.api.reported_checkpoint import ReportedCheckpoint, ReportedCheckpointStatus
-from transformers import TrainerState
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from jobs.checkpoints import (
     best_first,
     checkpoint_metrics,
     find_fault,
     first_intact,
+    go_no_further_than,
     newest_first,
     write_digests,
 )
@@ -24,6 +27,7 @@ from jobs.train import read_log
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
 
 @pytest.fixture
@@ -105,3 +109,73 @@ def test_damaged_checkpoints_are_passed_over_with_a_line_each(tmp_path: Path) ->
         "step": 30,
         "reason": f"{tmp_path / '3' / 'weights'} is not as it was written",
     }
+
+
+# --- where training goes on
+
+
+class Slope(torch.nn.Module):
+    """One weight that learns to be 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": ((self.weight * x - 2 * x) ** 2).mean()}
+
+
+class StopAfter(TrainerCallback):
+    """Stops behind a step, as an early stop and the limit on KL do."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop |= state.global_step >= self._step
+
+
+def slope_trainer(folder: Path, *, stop_after: int) -> Trainer:
+    settings = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=4,
+        per_device_train_batch_size=2,
+        learning_rate=0.1,
+        save_strategy="epoch",
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    rows = Dataset.from_dict({"x": [1.0, 2.0, 3.0, 4.0]})
+    return Trainer(Slope(), settings, train_dataset=rows, callbacks=[StopAfter(stop_after)])
+
+
+def weight_of(trainer: Trainer) -> float:
+    assert isinstance(trainer.model, Slope)
+    return trainer.model.weight.item()
+
+
+def resumed(folder: Path, step: int, *, stop_after: int) -> Trainer:
+    """Return a new trainer that went on from a checkpoint."""
+    trainer = slope_trainer(folder, stop_after=stop_after)
+    start = folder / f"checkpoint-{step}"
+    assert go_no_further_than(trainer, start) == step
+    trainer.train(resume_from_checkpoint=str(start))
+    return trainer
+
+
+@pytest.mark.parametrize(
+    "step", [1, 3, 4, 8]
+)  # within the first of four epochs of two steps, and a later one
+def test_training_that_had_stopped_is_not_taken_further(tmp_path: Path, step: int) -> None:
+    first = slope_trainer(tmp_path, stop_after=step)
+    first.train()
+    again = resumed(tmp_path, step, stop_after=step)
+    assert again.state.global_step == first.state.global_step == step
+    assert weight_of(again) == weight_of(first) != 0
+
+
+def test_training_that_was_interrupted_goes_on_to_its_end(tmp_path: Path) -> None:
+    slope_trainer(tmp_path, stop_after=8).train()
+    assert resumed(tmp_path, 2, stop_after=8).state.global_step == 8
