@@ -20,7 +20,7 @@ from serve.attributor import AttributorService
 from serve.auth import add_key
 from serve.reranker import ModelCard, Reranker
 from serve.routes import PAGE
-from tests.fake_services import TEXTS, ScriptedWriter, build_overlap_attributor
+from tests.fake_services import TEXTS, ScriptedWriter, build_overlap_attributor, open_overlap_deletion
 from tests.untrained import save_untrained_artefact
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
     app = build_http(
         ServeArgs(artefact=folder / "tiny", keys=folder / "keys.json"),
         reranker=Reranker(OverlapScorer(), card, max_tokens_per_batch=512),
-        attributors=AttributorService(build_overlap_attributor, digest=card.digest),
+        attributors=AttributorService(build_overlap_attributor, open_overlap_deletion, digest=card.digest),
         writer=ScriptedWriter(lying_about_rivers),
     )
     with socket.socket() as listener:
