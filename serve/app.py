@@ -160,8 +160,11 @@ class AttributorReplica(AttributorService):
         from rerank_core.attribution.build import (
             build_attributor,  # loads torch, which a gateway does without
         )
+        from rerank_core.attribution.document_deletion import document_deletion
 
-        super().__init__(partial(build_attributor, scorer), digest=card.digest)
+        super().__init__(
+            partial(build_attributor, scorer), partial(document_deletion, scorer), digest=card.digest
+        )
 
 
 class GatewayReplica:

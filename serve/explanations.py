@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from rerank_core.explanation.evidence import contrast_evidence, select_evidence
 from rerank_core.explanation.task import Placement, read_document
-from serve.attributor import AttributionTask
+from serve.attributor import AttributionTask, Standing
 from serve.deadlines import until
 from serve.errors import ApiError, InvalidRequestError, UnavailableError
 from serve.explainer import Draft
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from rerank_core.attribution.build import Method
     from rerank_core.attribution.leaves import Leaf
+    from rerank_core.attribution.rank_flip import RankFlip
     from rerank_core.records import Attribution, Document, Explanation, Query
     from serve.attributor import Attributed
     from serve.explainer import Explained
@@ -28,6 +30,10 @@ Part = Literal["attributor", "explainer"]
 
 LARGEST_DIFFERENCE = 1e-3
 """How far the attributor's score of a document may lie from the reranker's, in logits."""
+
+CLEAR_DIFFERENCE = 1e-4
+"""How far a document has to fall below another one to stand lower, in logits: the scores of one text differ
+by less from batch to batch."""
 
 
 class Attributors(Protocol):
@@ -55,7 +61,10 @@ class Asked:
     with_text: bool
     num_words: int
     contrast: bool
-    with_next: bool  # the result behind the last one that is explained is attributed too
+    with_next: bool  # each result is set against the next one, which is attributed too
+    over: int | None  # or against the document at this position
+    with_flips: bool  # the few words without which each result would stand lower are searched
+    with_order_flip: bool  # and the fewest among them are told of the list
     method: Method
     leaf: Leaf
     max_evals: int
@@ -76,10 +85,14 @@ class RankedList:
 
 @dataclass(frozen=True, slots=True)
 class WordsFound:
-    """Attributions by position, of the explained results and of the one behind them."""
+    """Attributions by position, of the explained results and of those that they are set against.
+
+    `rank_flips` are those of the explained results, once they were searched.
+    """
 
     by_index: dict[int, Attribution]
     is_refined: bool
+    rank_flips: dict[int, RankFlip | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +130,18 @@ async def explained(
         InvalidRequestError: the settings of the attribution do not fit the documents.
     """
     words: dict[int, Attribution] = {}
-    is_refined = False
+    is_complete = False
     try:
         deadline = time.monotonic() + asked.deadline_s
         async for found in until(deadline, _attributed(ranked, asked, attributors)):
-            words, is_refined = found.by_index, found.is_refined
+            words = found.by_index
+            is_complete = found.is_refined and (found.rank_flips is not None or not asked.with_flips)
             yield found
     except InvalidRequestError:
         raise
     except (ApiError, TimeoutError):
         pass  # what came before stays; if nothing did, texts are written from the documents alone
-    if not is_refined:
+    if not is_complete:
         yield Degraded("attributor")
     if asked.with_text:
         async for event in _written(ranked, asked, words, explainers):
@@ -137,10 +151,11 @@ async def explained(
 async def _attributed(
     ranked: RankedList, asked: Asked, attributors: Attributors
 ) -> AsyncGenerator[WordsFound, None]:
-    chosen = ranked.order[asked.skip : asked.skip + asked.num_results + asked.with_next]
+    chosen = attributed_indices(ranked, asked)
     if not chosen:
-        yield WordsFound({}, is_refined=True)
+        yield WordsFound({}, is_refined=True, rank_flips={})
         return
+    explained_first = explained_places(ranked, asked)
     task = AttributionTask(
         query=ranked.query,
         documents=tuple(ranked.documents[index] for index in chosen),
@@ -149,11 +164,18 @@ async def _attributed(
         max_evals=asked.max_evals,
         seed=asked.seed,
         deadline_s=asked.deadline_s,
+        standings=tuple(standing_at(rank, ranked) for rank, _ in explained_first) if asked.with_flips else (),
     )
     async with aclosing(attributors.attribute(task)) as answers:
         async for found in answers:
             _require_same_model(ranked, found, chosen)
-            yield WordsFound(dict(zip(chosen, found.attributions, strict=True)), found.is_refined)
+            yield WordsFound(
+                dict(zip(chosen, found.attributions, strict=True)),
+                found.is_refined,
+                None
+                if found.rank_flips is None
+                else dict(zip((index for _, index in explained_first), found.rank_flips, strict=True)),
+            )
 
 
 def _require_same_model(ranked: RankedList, found: Attributed, chosen: Sequence[int]) -> None:
@@ -212,6 +234,43 @@ def explained_places(ranked: RankedList, asked: Asked) -> list[tuple[int, int]]:
     return list(enumerate(chosen, start=asked.skip + 1))
 
 
+def rival_of(rank: int, ranked: RankedList, asked: Asked) -> int | None:
+    """Return the position of the document that the result at a rank is set against, if there is one."""
+    if asked.over is not None:
+        return asked.over if asked.over != ranked.order[rank - 1] else None
+    return ranked.order[rank] if asked.with_next and rank < len(ranked.order) else None
+
+
+def attributed_indices(ranked: RankedList, asked: Asked) -> tuple[int, ...]:
+    """Return the positions of all documents that are attributed, those of the explained results first."""
+    places = explained_places(ranked, asked)
+    rivals = [rival_of(rank, ranked, asked) for rank, _ in places]
+    return tuple(
+        dict.fromkeys([*(index for _, index in places), *(one for one in rivals if one is not None)])
+    )
+
+
+def standing_at(rank: int, ranked: RankedList) -> Standing:
+    """Return the standing of the result at a rank, such that its rank among its rivals is that one.
+
+    As in the list, a result stands below those of an equal score that come before it in the request: these
+    count as higher by the least that a number can be. And it falls by a clear difference alone: a result
+    nearer below counts as that much lower.
+    """
+    own = ranked.order[rank - 1]
+    score = ranked.scores[own]
+    heights = [ranked.scores[index] for index in ranked.order[: rank - 1]]
+    heights += [min(ranked.scores[index], score - CLEAR_DIFFERENCE) for index in ranked.order[rank:]]
+    others = (index for index in ranked.order if index != own)
+    return Standing(
+        score,
+        tuple(
+            math.nextafter(height, math.inf) if index < own else height
+            for index, height in zip(others, heights, strict=True)
+        ),
+    )
+
+
 def placements(ranked: RankedList, asked: Asked, words: dict[int, Attribution]) -> dict[int, Placement]:
     """Return what to explain by position; without its words a result is told from its text alone."""
     found = {}
@@ -225,7 +284,7 @@ def placements(ranked: RankedList, asked: Asked, words: dict[int, Attribution]) 
             num_candidates=len(ranked.order),
             evidence=select_evidence(attribution, k=asked.num_words) if attribution else None,
         )
-        lower = ranked.order[rank] if asked.contrast and rank < len(ranked.order) else None
+        lower = rival_of(rank, ranked, asked) if asked.contrast else None
         found[index] = _contrasted(placement, ranked, asked, words, lower) if lower is not None else placement
     return found
 
@@ -233,7 +292,7 @@ def placements(ranked: RankedList, asked: Asked, words: dict[int, Attribution]) 
 def _contrasted(
     placement: Placement, ranked: RankedList, asked: Asked, words: dict[int, Attribution], lower: int
 ) -> Placement:
-    """Return a placement that asks why it is above the next one, if something can tell them apart."""
+    """Return a placement that asks why it is above another, if it is and something can tell them apart."""
     other = words.get(lower)
     own = words.get(ranked.order[placement.rank - 1])
     if own is None or other is None:
@@ -242,7 +301,7 @@ def _contrasted(
         own,
         other,
         document=read_document(other, ranked.documents[lower]),
-        rank=placement.rank + 1,
+        rank=ranked.order.index(lower) + 1,
         k=asked.num_words,
     )
     assert evidence.contrast is not None

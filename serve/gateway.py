@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from rerank_core.attribution.rank_flip import MAX_FLIP_EVALS
 from rerank_core.errors import DataError
 from rerank_core.ranking.contract import rank
 from rerank_core.records import Document, Query
@@ -22,9 +23,24 @@ from serve.errors import (
     UnknownModelError,
 )
 from serve.explained_results import event_object, with_explanations
-from serve.explanations import Asked, Degraded, RankedList, explained
+from serve.explanations import (
+    Asked,
+    Degraded,
+    RankedList,
+    attributed_indices,
+    explained,
+    explained_places,
+)
 from serve.lists import CostedList, TokenLimits
-from serve.requests import chosen_scale, documents_of, pairs_of, shown_scores, token_limits
+from serve.requests import (
+    chosen_scale,
+    documents_of,
+    margin_over,
+    pairs_of,
+    require_words,
+    shown_scores,
+    token_limits,
+)
 from serve.schemas import (
     AttributionSettings,
     DocumentObject,
@@ -190,6 +206,8 @@ class Gateway:
 
         Raises:
             TooLargeError: more evaluations are asked for than the server allows.
+            InvalidRequestError: the margin is over no document of the request, or rank flips are asked for
+                among other parts than words.
         """
         options, limits = request.explain, self._explaining
         if options is None or not (options.attributions or options.text):
@@ -203,6 +221,11 @@ class Gateway:
                 remedy=f"ask for {limits.max_evals} evaluations or fewer",
                 param="budget",
             )
+        with_flips = settings.target in ("rank", "listwise")
+        if with_flips:
+            require_words(settings.granularity)
+        num_documents = len(request.documents) if isinstance(request.documents, list) else 1
+        over = margin_over(settings.target, num_documents=num_documents)
         shown = request.top_n or self._limits.max_documents
         return Asked(
             skip=options.skip,
@@ -211,6 +234,9 @@ class Gateway:
             num_words=options.top_k_words,
             contrast=options.contrast,
             with_next=options.contrast or settings.target == "margin",
+            over=over,
+            with_flips=with_flips,
+            with_order_flip=settings.target == "listwise",
             method=settings.method,
             leaf=settings.granularity,
             max_evals=budget,
@@ -389,10 +415,17 @@ def _require_texts(lists: Sequence[tuple[str, Sequence[Document]]], *, max_docum
 
 
 def explaining_cost(ranked: RankedList, costs: Sequence[int], asked: Asked) -> int:
-    """Return about how many tokens the model reads to explain: a masked text has half of a text's tokens."""
-    chosen = ranked.order[asked.skip : asked.skip + asked.num_results + asked.with_next]
+    """Return about how many tokens the model reads to explain.
+
+    A masked text has half of a text's tokens; a text without a few words has nearly all of them, and once
+    what else is read of a long document is scored.
+    """
     num_evals = MAX_EXACT_EVALS if asked.method == "exact" else asked.max_evals + COARSE_EVALS
-    return sum(costs[index] for index in chosen) * num_evals // 2
+    values = sum(costs[index] for index in attributed_indices(ranked, asked)) * num_evals // 2
+    if not asked.with_flips:
+        return values
+    num_texts = MAX_FLIP_EVALS + 1
+    return values + sum(costs[index] for _, index in explained_places(ranked, asked)) * num_texts
 
 
 def _echo(sent: str | DocumentObject) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What a request asks for: its documents or pairs, where they are cut, and the scale of the scores."""
+"""What a request asks for: its documents or pairs, where they are cut, its scale of scores, its margin."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from serve.lists import TokenLimits
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rerank_core.attribution.leaves import Leaf
     from serve.reranker import ModelCard
     from serve.schemas import DocumentObject, Scale, ScoredRequest, ScoreRequest, Texts
 
@@ -65,6 +66,40 @@ def token_limits(request: ScoredRequest) -> TokenLimits:
         document=request.max_tokens_per_doc or None,
         prompt=prompt if prompt and prompt > 0 else None,
     )
+
+
+def margin_over(target: str, *, num_documents: int) -> int | None:
+    """Return the position of the document that a target `margin:<position>` names, and None for others.
+
+    Raises:
+        InvalidRequestError: the request has no such document.
+    """
+    name, _, position = target.partition(":")
+    if name != "margin" or not position:
+        return None
+    if int(position) >= num_documents:
+        raise InvalidRequestError(
+            f"there is no document {int(position)} among {num_documents} that are counted from 0",
+            code="no_such_document",
+            remedy="name the position of a document of the request after `margin:`",
+            param="target",
+        )
+    return int(position)
+
+
+def require_words(granularity: Leaf) -> None:
+    """Refuse rank flips of larger parts than words.
+
+    Raises:
+        InvalidRequestError: what is switched on and off are no words.
+    """
+    if granularity not in ("token", "word"):
+        raise InvalidRequestError(
+            f"rank flips are searched among words, not among parts of the kind {granularity!r}",
+            code="rank_flips_of_words",
+            remedy="ask for the granularity 'token' or 'word', or for the target 'score'",
+            param="granularity",
+        )
 
 
 def chosen_scale(request: ScoredRequest, card: ModelCard) -> Scale:

@@ -73,6 +73,8 @@ SCORE_EXAMPLE = {
     "documents": ["Ice freeboard from radar.", "River ice dates."],
 }
 EXPLAIN_EXAMPLE = RERANK_EXAMPLE | {"explain": {"top_k": 1, "contrast": True}, "budget": 200}
+RANK_EXAMPLE = RERANK_EXAMPLE | {"explain": {"top_k": 2}, "target": "rank"}
+MARGIN_EXAMPLE = RERANK_EXAMPLE | {"explain": {"top_k": 2}, "target": "margin:0"}
 EVENT_STREAM = "text/event-stream"
 TEI_EXAMPLE = {"query": "sea ice thickness", "texts": ["Ice freeboard from radar.", "River ice dates."]}
 
@@ -137,14 +139,14 @@ def _add_ranking(api: FastAPI, gateway: Gateway) -> None:
         return await _plain_or_streamed(gateway, body, request)
 
     async def explain(
-        request: Request, body: Annotated[ExplainRequest, Body(openapi_examples=_example(EXPLAIN_EXAMPLE))]
+        request: Request, body: Annotated[ExplainRequest, Body(openapi_examples=_explain_examples())]
     ) -> Any:
         """Rank documents, and explain the first ones in words and in a verified text."""
         options = body.explain.model_copy(update={"text": True})
         return await _plain_or_streamed(gateway, body.model_copy(update={"explain": options}), request)
 
     async def attribute(
-        request: Request, body: Annotated[ExplainRequest, Body(openapi_examples=_example(EXPLAIN_EXAMPLE))]
+        request: Request, body: Annotated[ExplainRequest, Body(openapi_examples=_explain_examples())]
     ) -> Any:
         """Rank documents, and find the words that caused the scores of the first ones."""
         options = body.explain.model_copy(update={"text": False, "attributions": True})
@@ -243,6 +245,14 @@ def _add_operation(api: FastAPI, gateway: Gateway, metrics: RequestMetrics) -> N
 
 def _example(value: dict[str, Any]) -> dict[str, Any]:
     return {"small": {"value": value}}
+
+
+def _explain_examples() -> dict[str, Any]:
+    return {
+        **_example(EXPLAIN_EXAMPLE),
+        "margin": {"value": MARGIN_EXAMPLE},
+        "rank_flips": {"value": RANK_EXAMPLE},
+    }
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

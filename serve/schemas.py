@@ -104,8 +104,14 @@ class AttributionSettings(BaseModel):
     budget: int | None = Field(
         None, ge=2, le=100_000, description="Evaluations of the model per document; the server has a limit."
     )
-    target: Literal["score", "margin"] = Field(
-        "score", description="`margin`: of a result over the next one, whose attribution comes along."
+    target: str = Field(
+        "score",
+        pattern=r"^(score|margin(:[0-9]{1,6})?|rank|listwise)$",
+        description="What is explained of a result. `score`: its score alone. `margin`: its margin over the"
+        " next result, `margin:3`: over the document at position 3 of the request, from 0; that one's"
+        " attribution comes along. `rank`: also the few words without which it would stand lower."
+        " `listwise`: also the fewest such words that would change the order of the list.",
+        examples=["score", "margin", "margin:0", "rank", "listwise"],
     )
     seed: int = Field(0, ge=0, le=2**32 - 1)
 
@@ -176,11 +182,32 @@ class TextObject(BaseModel):
 
 
 class MarginObject(BaseModel):
-    """How far a result stands above the next one, in logits, and the next one's words."""
+    """How far a result stands above the next one, or the one that is asked for, and that one's words."""
 
-    index: int = Field(description="The next result's position in the request.")
-    margin: float
+    index: int = Field(description="The other document's position in the request.")
+    margin: float = Field(description="The difference of the scores, in logits; below 0: it stands lower.")
     attribution: AttributionObject
+
+
+class RankFlipObject(BaseModel):
+    """The few words that hold a result at its rank: without them it stands lower, and with any one not."""
+
+    units: list[UnitObject] = Field(
+        description="Those words; empty: deleting the ten words that raised the score most does not lower the"
+        " rank."
+    )
+    rank: int = Field(description="Where the result stands, from 1.")
+    flipped_rank: int | None = Field(
+        None, description="Where it would stand without the words, all other documents as they are."
+    )
+    score: float | None = Field(None, description="What it would score without the words, as a logit.")
+
+
+class OrderFlipObject(BaseModel):
+    """Of the rank flips that were found, the one of the fewest words: they would change the list's order."""
+
+    index: int = Field(description="The position in the request of the document that has these words.")
+    rank_flip: RankFlipObject
 
 
 class ExplanationObject(BaseModel):
@@ -188,6 +215,7 @@ class ExplanationObject(BaseModel):
 
     attribution: AttributionObject | None = None
     above: MarginObject | None = None
+    rank_flip: RankFlipObject | None = None
     text: TextObject | None = None
 
 
@@ -239,16 +267,20 @@ class RerankResponse(BaseModel):
     results: list[RerankResult]
     usage: Usage
     meta: Meta
+    order_flip: OrderFlipObject | None = Field(
+        None, description="With the target `listwise`: the fewest words that would change the order."
+    )
     degraded: list[Literal["attributor", "explainer"]] | None = Field(
         None, description="Who could not do all that was asked for; the ranking is complete."
     )
 
 
 class WordsEvent(BaseModel):
-    """`attributions`: those of each explained result, by position; once more when they are refined."""
+    """`attributions`: of each explained result by position; again when refined, and with rank flips."""
 
     is_refined: bool
     explanations: dict[int, ExplanationObject]
+    order_flip: OrderFlipObject | None = None
 
 
 class DraftEvent(BaseModel):

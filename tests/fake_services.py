@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rerank_core.attribution.attributor import PlainTexts, SearchAttributor
+from rerank_core.attribution.deletion import CoalitionScores, Deletion, attributed_part, word_spans
 from rerank_core.attribution.estimators import PrunedOwen
+from rerank_core.attribution.masking import TokenMasker
 from rerank_core.errors import ConfigError
 from rerank_core.models.tiny import tiny_tokenizer
 from rerank_core.testing import OverlapScorer, grounded_answer
@@ -14,8 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from rerank_core.attribution.build import Method
+    from rerank_core.attribution.deletion import Worths
     from rerank_core.attribution.leaves import Leaf
-    from rerank_core.records import Query
+    from rerank_core.records import Attribution, Document, Query
 
 TEXTS = (
     "sea ice thickness from radar",
@@ -42,6 +45,17 @@ def build_overlap_attributor(
     return SearchAttributor(
         scorer, TOKENIZER, PrunedOwen(max_evals), leaf=leaf, open_texts=lambda: Watched(scorer)
     )
+
+
+def open_overlap_deletion(
+    attribution: Attribution, *, query: Query, document: Document, rivals: Sequence[float]
+) -> tuple[Deletion, Worths]:
+    """Return a document whose words can be deleted, scored by the number of words that two texts share."""
+    scorer = OverlapScorer()
+    part = attributed_part(attribution, document, [scorer.visible_span(query, document)])
+    masked = TokenMasker(TOKENIZER).masked(part.text, word_spans(attribution, part))
+    deletion = Deletion(query, masked, attribution.score, tuple(rivals))
+    return deletion, CoalitionScores(deletion, PlainTexts(scorer))
 
 
 class ScriptedWriter:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 MAX_DELETED = 10
 """Words that are deleted at most: a list of more explains little."""
 
+MAX_FLIP_EVALS = MAX_DELETED + MAX_DELETED * (MAX_DELETED + 1) // 2 - 1
+"""Texts that a search scores at most: with one word less after the other, then with each one put back."""
+
 
 @dataclass(frozen=True, slots=True)
 class RankFlip:

@@ -20,7 +20,7 @@ from serve.attributor import AttributorService
 from serve.auth import add_key
 from serve.reranker import ModelCard, Reranker
 from serve.routes import PAGE
-from tests.fake_services import TEXTS, ScriptedWriter, build_overlap_attributor
+from tests.fake_services import TEXTS, ScriptedWriter, build_overlap_attributor, open_overlap_deletion
 from tests.untrained import save_untrained_artefact
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
     app = build_http(
         ServeArgs(artefact=folder / "tiny", keys=folder / "keys.json"),
         reranker=Reranker(OverlapScorer(), card, max_tokens_per_batch=512),
-        attributors=AttributorService(build_overlap_attributor, digest=card.digest),
+        attributors=AttributorService(build_overlap_attributor, open_overlap_deletion, digest=card.digest),
         writer=ScriptedWriter(lying_about_rivers),
     )
     with socket.socket() as listener:
@@ -141,6 +141,18 @@ def test_why_above_the_next_one_is_answered_beside_the_result(page: Page, server
     second.locator(".contrast .next .word").first.wait_for()
     assert second.locator(".contrast .next").text_content() == f"The next one, 1.00 lower: {LINES[3]}"
     expect(second.locator(".contrast .why")).to_contain_text("above the document at rank 3")
+
+
+def test_what_decides_a_rank_is_answered_beside_the_result(page: Page, server: tuple[str, str]) -> None:
+    ask(page, server[1])
+    assert page.locator("#results .decides:visible").count() == 3  # the last one cannot stand lower
+    second = page.locator("#results .result").nth(1)
+    second.locator(".decides").focus()
+    page.keyboard.press("Enter")
+    expect(second.locator(".flip")).to_have_text("Without sea, ice it would stand at rank 4.")
+    assert second.locator(".flip mark").all_text_contents() == ["sea", "ice"]
+    assert page.evaluate("flipped({ units: [] })") == ["No few words decide it."]
+    assert page.evaluate("flipped(undefined)") == ["There was no time to search for these words."]
 
 
 def test_a_heat_map_shows_at_the_result_that_has_the_focus_alone(page: Page, server: tuple[str, str]) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rerank_core.attribution.deletion import CoalitionScores, Deletion, members_of, rank_among
 from rerank_core.attribution.masking import MaskedText
-from rerank_core.attribution.rank_flip import MAX_DELETED, RankFlip, find_rank_flip
+from rerank_core.attribution.rank_flip import MAX_DELETED, MAX_FLIP_EVALS, RankFlip, find_rank_flip
 from rerank_core.records import Document, Query
 from rerank_core.testing import AdditiveScorer
 from rerank_core.text import words
@@ -56,6 +56,21 @@ def test_nothing_is_named_where_no_few_words_matter() -> None:
     assert _flip("mud mud", -3.0) is None  # no word raised the score
     assert _flip(" ".join(["sea"] * (MAX_DELETED + 5)), 4.5) is None  # more words than anyone would read
     assert _flip("sea ice") is None  # alone in its list
+
+
+def test_the_longest_search_is_costed() -> None:
+    """The last of ten words alone decides: nine are deleted in vain, and put back one after the other."""
+    num_asked = 0
+
+    def worths(coalitions: Sequence[int]) -> list[float]:
+        nonlocal num_asked
+        num_asked += len(coalitions)
+        return [5.0 if one >> (MAX_DELETED - 1) & 1 else 0.0 for one in coalitions]
+
+    masked = MaskedText("", [], mask_token="...", is_collapsing=True)
+    found = find_rank_flip(Deletion(QUERY, masked, 5.0, (1.0,)), range(MAX_DELETED, 0, -1), worths)
+    assert found == RankFlip((MAX_DELETED - 1,), rank=1, flipped_rank=2, score=0.0)
+    assert num_asked == MAX_FLIP_EVALS + 1  # the last one is known by then
 
 
 @given(

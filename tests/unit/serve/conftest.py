@@ -14,7 +14,7 @@ from serve.app import build_http
 from serve.args import ServeArgs
 from serve.attributor import AttributorService
 from serve.reranker import ModelCard, Reranker
-from tests.fake_services import TEXTS, build_overlap_attributor
+from tests.fake_services import TEXTS, build_overlap_attributor, open_overlap_deletion
 from tests.untrained import save_untrained_artefact
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def connect(artefact: Path, card: ModelCard) -> Iterator[Callable[..., TestClien
             app = build_http(
                 args,
                 reranker=reranker or fake,
-                attributors=attributors or AttributorService(build_overlap_attributor, digest=card.digest),
+                attributors=attributors
+                or AttributorService(build_overlap_attributor, open_overlap_deletion, digest=card.digest),
                 writer=writer,
             )
             return stack.enter_context(TestClient(app, client=("127.0.0.1", 50_000)))

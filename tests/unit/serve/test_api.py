@@ -19,7 +19,7 @@ from serve.attributor import AttributorService
 from serve.auth import add_key
 from serve.reranker import ModelCard, Reranker, Scored, ScoringTask
 from serve.routes import RERANK_PATHS, SCORE_PATHS
-from tests.fake_services import build_overlap_attributor
+from tests.fake_services import build_overlap_attributor, open_overlap_deletion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -317,7 +317,7 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(connect: Callable
 def test_a_body_without_end_is_refused_once_it_is_too_large(artefact: Path, card: ModelCard) -> None:
     args = ServeArgs(artefact=artefact, auth=False, max_body_bytes=2000)
     reranker = Reranker(OverlapScorer(), card, max_tokens_per_batch=512)
-    attributors = AttributorService(build_overlap_attributor, digest=card.digest)
+    attributors = AttributorService(build_overlap_attributor, open_overlap_deletion, digest=card.digest)
     app = build_http(args, reranker=reranker, attributors=attributors)
     received: list[int] = []
     sent: list[Message] = []
@@ -343,7 +343,7 @@ def test_a_body_without_end_is_refused_once_it_is_too_large(artefact: Path, card
 def test_open_paths_read_no_body(artefact: Path, card: ModelCard, path: str) -> None:
     args = ServeArgs(artefact=artefact, auth=False)
     reranker = Reranker(OverlapScorer(), card, max_tokens_per_batch=512)
-    attributors = AttributorService(build_overlap_attributor, digest=card.digest)
+    attributors = AttributorService(build_overlap_attributor, open_overlap_deletion, digest=card.digest)
     app = build_http(args, reranker=reranker, attributors=attributors)
     sent: list[Message] = []
 
@@ -373,7 +373,7 @@ def test_without_keys_other_machines_are_refused(
     artefact: Path, card: ModelCard, host: str, status: int
 ) -> None:
     reranker = Reranker(OverlapScorer(), card, max_tokens_per_batch=512)
-    attributors = AttributorService(build_overlap_attributor, digest=card.digest)
+    attributors = AttributorService(build_overlap_attributor, open_overlap_deletion, digest=card.digest)
     app = build_http(ServeArgs(artefact=artefact, auth=False), reranker=reranker, attributors=attributors)
     with TestClient(app, client=(host, 50_000)) as client:
         assert client.get("/version").status_code == status

@@ -12,7 +12,7 @@ import pytest
 
 from serve.attributor import COARSE_EVALS, Attributed, AttributionTask
 from serve.errors import ServerFaultError, UnavailableError
-from tests.fake_services import ScriptedWriter, build_overlap_attributor
+from tests.fake_services import ScriptedWriter, build_overlap_attributor, open_overlap_deletion
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
@@ -247,7 +247,7 @@ def attributed(connect: Callable[..., TestClient]) -> Attributed:
     from serve.attributor import AttributorService
 
     async def run() -> None:
-        service = AttributorService(build_overlap_attributor, digest="ab" * 32)
+        service = AttributorService(build_overlap_attributor, open_overlap_deletion, digest="ab" * 32)
         task = AttributionTask(
             query=Query("", "sea ice"),
             documents=(Document("", str(DOCUMENTS[1])),),
