@@ -14,7 +14,6 @@ from rerank_core.ranking.contract import rank
 from rerank_core.records import Document, Query
 from serve.attributor import COARSE_EVALS, MAX_EXACT_EVALS
 from serve.errors import (
-    InvalidRequestError,
     ServerFaultError,
     TooLargeError,
     TooManyRequestsError,
@@ -24,10 +23,17 @@ from serve.errors import (
 from serve.explained_results import event_object, with_explanations
 from serve.explanations import Asked, Degraded, RankedList, explained
 from serve.lists import CostedList, TokenLimits
-from serve.requests import chosen_scale, documents_of, pairs_of, shown_scores, token_limits
+from serve.requests import (
+    chosen_scale,
+    documents_of,
+    pairs_of,
+    require_documents,
+    require_query,
+    shown_scores,
+    token_limits,
+)
 from serve.schemas import (
     AttributionSettings,
-    DocumentObject,
     DoneEvent,
     ExplainRequest,
     Health,
@@ -49,6 +55,7 @@ if TYPE_CHECKING:
 
     from serve.admission import TokenAdmission
     from serve.explanations import Attributors, Event, Explainers, Part
+    from serve.first_stage import FirstStage
     from serve.lists import TokenCounter
     from serve.reranker import ModelCard, Scored, ScoringTask
     from serve.schemas import RerankRequest, Scale, ScoredRequest, ScoreRequest, TeiRerankRequest
@@ -110,6 +117,7 @@ class Gateway:
         admission: TokenAdmission,
         limits: GatewayLimits,
         explaining: Explaining,
+        first_stage: FirstStage,
     ) -> None:
         self._reranker = reranker
         self._name = name
@@ -117,6 +125,7 @@ class Gateway:
         self._admission = admission
         self._limits = limits
         self._explaining = explaining
+        self._first_stage = first_stage
         self._card: ModelCard | None = None
         self._created = int(time.time())
 
@@ -163,8 +172,8 @@ class Gateway:
 
     async def _answered(self, request: RerankRequest) -> _Answered:
         self._require_served(request.model)
-        sent = request.documents if isinstance(request.documents, list) else [request.documents]
-        card, (found,) = await self._ranked([(request.query, documents_of(sent))], request=request)
+        first_stage = await self._first_stage.list_of(request)
+        card, (found,) = await self._ranked([(request.query, first_stage.documents)], request=request)
         scale = chosen_scale(request, card)
         costed, ranked = found
         shown = shown_scores(ranked.scores, scale=scale, card=card)
@@ -176,12 +185,13 @@ class Gateway:
                 RerankResult(
                     index=index,
                     relevance_score=shown[index],
-                    document=_echo(sent[index]) if request.return_documents else None,
+                    document=first_stage.shown[index],
+                    first_stage=first_stage.places[index],
                 )
                 for index in ranked.order[: request.top_n or None]
             ],
             usage=_usage([costed]),
-            meta=_meta([costed], scale=scale, card=card, digest=ranked.digest),
+            meta=_meta([costed], scale=scale, card=card, digest=ranked.digest, warnings=first_stage.warnings),
         )
         return _Answered(response, ranked, costed.costs)
 
@@ -236,6 +246,7 @@ class Gateway:
 
     async def rerank_tei(self, request: TeiRerankRequest) -> list[TeiResult]:
         """Return the texts of a request in the order of their scores, as text-embeddings-inference does."""
+        require_documents(request.texts)
         lists = [(request.query, documents_of(request.texts))]
         card, ((_, found),) = await self._ranked(lists, request=None)
         scale: Scale = "logit" if request.raw_scores else "sigmoid"
@@ -262,6 +273,7 @@ class Gateway:
                     max_length=card.max_length,
                     scales=scales,
                     long_documents=card.long_documents,
+                    has_corpus=self._first_stage.has_corpus,
                 )
             ]
         )
@@ -363,21 +375,8 @@ async def _awaited(call: Awaitable[Scored]) -> Scored:
 
 
 def _require_texts(lists: Sequence[tuple[str, Sequence[Document]]], *, max_documents: int) -> None:
-    for query, documents in lists:
-        if not query.strip():
-            raise InvalidRequestError(
-                "the query is empty",
-                code="empty_query",
-                remedy="send a query with a word in it",
-                param="query",
-            )
-        if not documents:
-            raise InvalidRequestError(
-                "there are no documents",
-                code="no_documents",
-                remedy="send one document or more",
-                param="documents",
-            )
+    for query, _ in lists:
+        require_query(query)
     num_documents = sum(len(documents) for _, documents in lists)
     if num_documents > max_documents:
         raise TooLargeError(
@@ -395,23 +394,27 @@ def explaining_cost(ranked: RankedList, costs: Sequence[int], asked: Asked) -> i
     return sum(costs[index] for index in chosen) * num_evals // 2
 
 
-def _echo(sent: str | DocumentObject) -> dict[str, object]:
-    return {"text": sent} if isinstance(sent, str) else sent.model_dump(exclude_unset=True)
-
-
 def _usage(lists: Sequence[CostedList]) -> Usage:
     tokens = sum(one.num_tokens for one in lists)
     return Usage(prompt_tokens=tokens, total_tokens=tokens)
 
 
-def _meta(lists: Sequence[CostedList], *, scale: Scale, card: ModelCard, digest: str) -> Meta:
+def _meta(
+    lists: Sequence[CostedList],
+    *,
+    scale: Scale,
+    card: ModelCard,
+    digest: str,
+    warnings: Sequence[str] = (),
+) -> Meta:
+    """Return what an answer says of itself; `warnings` come before those of the texts' lengths."""
     num_cut = sum(one.num_cut for one in lists)
     num_long = sum(one.num_long for one in lists)
-    warnings = []
+    told = list(warnings)
     if num_cut:
-        warnings.append(f"{num_cut} documents were cut at the request's limit of tokens")
+        told.append(f"{num_cut} documents were cut at the request's limit of tokens")
     if num_long and card.long_documents == "truncate":
-        warnings.append(f"{num_long} documents were cut at the {card.max_length} tokens that the model reads")
+        told.append(f"{num_long} documents were cut at the {card.max_length} tokens that the model reads")
     elif num_long:
-        warnings.append(f"{num_long} long documents have the score of their best chunk")
-    return Meta(scale=scale, model_digest=digest, warnings=warnings)
+        told.append(f"{num_long} long documents have the score of their best chunk")
+    return Meta(scale=scale, model_digest=digest, warnings=told)
