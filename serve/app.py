@@ -5,6 +5,7 @@ serve deploy serve/config.yaml
 """
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -20,12 +21,14 @@ from serve.auth import KeyRing
 from serve.breaker import CircuitBreaker
 from serve.explainer import ExplainerService, PromptVocabulary, Writer
 from serve.explanations import Attributors
+from serve.first_stage import FirstStage, Retrievers
 from serve.gateway import Explaining, Gateway, GatewayLimits, RerankerService
 from serve.guard import BodyLimits, Guard
-from serve.handles import AttributorHandle, RerankerHandle, WriterHandle
+from serve.handles import AttributorHandle, RerankerHandle, RetrieverHandle, WriterHandle
 from serve.lists import TokenCounter
 from serve.metrics import RequestMetrics
 from serve.reranker import Reranker, load_served
+from serve.retriever import RetrieverService
 from serve.routes import build_api
 
 # No `from __future__ import annotations` here: Ray Serve reads the class of `build_app`'s argument from it.
@@ -35,6 +38,11 @@ MAX_ONGOING_REQUESTS = 1024
 
 MAX_QUEUED_REQUESTS = 2048
 """Calls that wait for a replica at most."""
+
+MAX_RETRIEVALS = 32
+"""Queries that a retriever takes at a time: no count of tokens bounds its work."""
+
+MAX_QUEUED_RETRIEVALS = 128
 
 CHAT_TOKENS = 64
 """What a chat format may add to a prompt, generously."""
@@ -72,19 +80,27 @@ def wired(args: ServeArgs, *, engine: EngineConfig | None, text_server: Applicat
     attributor = serve.deployment(name="attributor", **_options(args.attributor))(AttributorReplica).bind(
         args
     )
+    retriever = None
+    if args.corpus is not None:
+        options = _options(args.retriever) | {
+            "max_ongoing_requests": MAX_RETRIEVALS,
+            "max_queued_requests": MAX_QUEUED_RETRIEVALS,
+        }
+        retriever = serve.deployment(name="retriever", **options)(RetrieverReplica).bind(args.corpus)
     ingress = serve.ingress()(GatewayReplica)
     return serve.deployment(name="gateway", **_options(args.gateway))(ingress).bind(
-        args, engine, reranker, attributor, text_server
+        args, engine, reranker, attributor, text_server, retriever
     )
 
 
-def build_http(
+def build_http(  # noqa: PLR0913 - one argument per part
     args: ServeArgs,
     *,
     reranker: RerankerService,
     attributors: Attributors,
     engine: EngineConfig | None = None,
     writer: Writer | None = None,
+    retrievers: Retrievers | None = None,
 ) -> ASGIApp:
     """Return the gateway as an ASGI application, wherever its services run."""
     admission = TokenAdmission(args.max_pending_tokens)
@@ -103,6 +119,7 @@ def build_http(
             max_evals=args.max_evals,
             deadline_s=args.attribution_timeout_s,
         ),
+        first_stage=FirstStage(retrievers, max_candidates=args.max_documents),
     )
     metrics = RequestMetrics(
         num_pending_tokens=lambda: admission.num_pending,
@@ -167,22 +184,34 @@ class AttributorReplica(AttributorService):
         )
 
 
+class RetrieverReplica(RetrieverService):
+    """A replica that holds the index of a corpus; it needs no torch."""
+
+    def __init__(self, corpus: Path) -> None:
+        from rerank_core.data.loading import load_corpus  # loads what only a retriever needs
+        from rerank_core.retrieval.bm25 import Bm25Retriever
+
+        super().__init__(Bm25Retriever(load_corpus(corpus)))
+
+
 class GatewayReplica:
     """A replica that speaks HTTP; Ray Serve asks it for the application once it is made."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one argument per part
         self,
         args: ServeArgs,
         engine: EngineConfig | None,
         reranker: DeploymentHandle[Any],
         attributor: DeploymentHandle[Any],
         text_server: DeploymentHandle[Any] | None,
+        retriever: DeploymentHandle[Any] | None,
     ) -> None:
         self._args = args
         self._engine = engine
         self._reranker = RerankerHandle(reranker)
         self._attributor = AttributorHandle(attributor)
         self._writer = WriterHandle(text_server, engine) if text_server and engine else None
+        self._retriever = RetrieverHandle(retriever) if retriever else None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return build_http(
@@ -191,6 +220,7 @@ class GatewayReplica:
             attributors=self._attributor,
             engine=self._engine,
             writer=self._writer,
+            retrievers=self._retriever,
         )
 
 

@@ -76,6 +76,11 @@ class ServeArgs(_Settings):
         description="Language model that writes the texts: a name (`smollm2`) or a folder. Without one a"
         " template writes them.",
     )
+    corpus: Path | None = Field(
+        None,
+        description="Folder with a corpus.jsonl or .parquet: requests may then come without documents, and"
+        " have theirs retrieved from it by BM25.",
+    )
     max_explained: int = Field(10, ge=1, description="Results that one request may have explained.")
     max_evals: int = Field(300, ge=2, description="Evaluations of the model for one document's attribution.")
     attribution_timeout_s: float = Field(
@@ -90,6 +95,7 @@ class ServeArgs(_Settings):
     reranker: ReplicaArgs = Field(ReplicaArgs(num_cpus=1.0), description="Replicas that hold the model.")
 
     attributor: ReplicaArgs = Field(ReplicaArgs(num_cpus=1.0), description="Replicas that attribute.")
+    retriever: ReplicaArgs = Field(ReplicaArgs(), description="Replicas that search the corpus.")
     text_server: EngineArgs = Field(EngineArgs(), description="Replicas of the explainer's engine.")
 
     @model_validator(mode="after")

@@ -15,7 +15,6 @@ from rerank_core.ranking.contract import rank
 from rerank_core.records import Document, Query
 from serve.attributor import COARSE_EVALS, MAX_EXACT_EVALS
 from serve.errors import (
-    InvalidRequestError,
     ServerFaultError,
     TooLargeError,
     TooManyRequestsError,
@@ -37,13 +36,14 @@ from serve.requests import (
     documents_of,
     margin_over,
     pairs_of,
+    require_documents,
+    require_query,
     require_words,
     shown_scores,
     token_limits,
 )
 from serve.schemas import (
     AttributionSettings,
-    DocumentObject,
     DoneEvent,
     ExplainRequest,
     Health,
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 
     from serve.admission import TokenAdmission
     from serve.explanations import Attributors, Event, Explainers, Part
+    from serve.first_stage import FirstStage, FirstStageList
     from serve.lists import TokenCounter
     from serve.reranker import ModelCard, Scored, ScoringTask
     from serve.schemas import RerankRequest, Scale, ScoredRequest, ScoreRequest, TeiRerankRequest
@@ -126,6 +127,7 @@ class Gateway:
         admission: TokenAdmission,
         limits: GatewayLimits,
         explaining: Explaining,
+        first_stage: FirstStage,
     ) -> None:
         self._reranker = reranker
         self._name = name
@@ -133,13 +135,13 @@ class Gateway:
         self._admission = admission
         self._limits = limits
         self._explaining = explaining
+        self._first_stage = first_stage
         self._card: ModelCard | None = None
         self._created = int(time.time())
 
     async def rerank(self, request: RerankRequest) -> RerankResponse:
         """Return the documents of a request in the order of their scores, explained where asked for."""
-        asked = self._asked(request)
-        answered = await self._answered(request)
+        asked, answered = await self._asked_and_answered(request)
         if asked is None:
             return answered.response
         events = [event async for event in self._explained(answered, asked)]
@@ -150,8 +152,7 @@ class Gateway:
 
         First the ranking; then, where something is to be explained, words, drafts and texts; at last `done`.
         """
-        asked = self._asked(request)
-        answered = await self._answered(request)
+        asked, answered = await self._asked_and_answered(request)
         yield "ranking", answered.response
         degraded: list[Part] = []
         if asked is not None:
@@ -177,10 +178,15 @@ class Gateway:
             ):
                 yield event
 
-    async def _answered(self, request: RerankRequest) -> _Answered:
+    async def _asked_and_answered(self, request: RerankRequest) -> tuple[Asked | None, _Answered]:
+        """Return what is to be explained, checked before any document is scored, and the ranking."""
         self._require_served(request.model)
-        sent = request.documents if isinstance(request.documents, list) else [request.documents]
-        card, (found,) = await self._ranked([(request.query, documents_of(sent))], request=request)
+        first_stage = await self._first_stage.list_of(request)
+        asked = self._asked(request, num_documents=len(first_stage.documents))
+        return asked, await self._answered(request, first_stage)
+
+    async def _answered(self, request: RerankRequest, first_stage: FirstStageList) -> _Answered:
+        card, (found,) = await self._ranked([(request.query, first_stage.documents)], request=request)
         scale = chosen_scale(request, card)
         costed, ranked = found
         shown = shown_scores(ranked.scores, scale=scale, card=card)
@@ -192,21 +198,22 @@ class Gateway:
                 RerankResult(
                     index=index,
                     relevance_score=shown[index],
-                    document=_echo(sent[index]) if request.return_documents else None,
+                    document=first_stage.shown[index],
+                    first_stage=first_stage.places[index],
                 )
                 for index in ranked.order[: request.top_n or None]
             ],
             usage=_usage([costed]),
-            meta=_meta([costed], scale=scale, card=card, digest=ranked.digest),
+            meta=_meta([costed], scale=scale, card=card, digest=ranked.digest, warnings=first_stage.warnings),
         )
         return _Answered(response, ranked, costed.costs)
 
-    def _asked(self, request: RerankRequest) -> Asked | None:
+    def _asked(self, request: RerankRequest, *, num_documents: int) -> Asked | None:
         """Return what is to be explained, or None.
 
         Raises:
             TooLargeError: more evaluations are asked for than the server allows.
-            InvalidRequestError: the margin is over no document of the request, or rank flips are asked for
+            InvalidRequestError: the margin is over no document of the list, or rank flips are asked for
                 among other parts than words.
         """
         options, limits = request.explain, self._explaining
@@ -224,7 +231,6 @@ class Gateway:
         with_flips = settings.target in ("rank", "listwise")
         if with_flips:
             require_words(settings.granularity)
-        num_documents = len(request.documents) if isinstance(request.documents, list) else 1
         over = margin_over(settings.target, num_documents=num_documents)
         shown = request.top_n or self._limits.max_documents
         return Asked(
@@ -262,6 +268,7 @@ class Gateway:
 
     async def rerank_tei(self, request: TeiRerankRequest) -> list[TeiResult]:
         """Return the texts of a request in the order of their scores, as text-embeddings-inference does."""
+        require_documents(request.texts)
         lists = [(request.query, documents_of(request.texts))]
         card, ((_, found),) = await self._ranked(lists, request=None)
         scale: Scale = "logit" if request.raw_scores else "sigmoid"
@@ -288,6 +295,7 @@ class Gateway:
                     max_length=card.max_length,
                     scales=scales,
                     long_documents=card.long_documents,
+                    has_corpus=self._first_stage.has_corpus,
                 )
             ]
         )
@@ -389,21 +397,8 @@ async def _awaited(call: Awaitable[Scored]) -> Scored:
 
 
 def _require_texts(lists: Sequence[tuple[str, Sequence[Document]]], *, max_documents: int) -> None:
-    for query, documents in lists:
-        if not query.strip():
-            raise InvalidRequestError(
-                "the query is empty",
-                code="empty_query",
-                remedy="send a query with a word in it",
-                param="query",
-            )
-        if not documents:
-            raise InvalidRequestError(
-                "there are no documents",
-                code="no_documents",
-                remedy="send one document or more",
-                param="documents",
-            )
+    for query, _ in lists:
+        require_query(query)
     num_documents = sum(len(documents) for _, documents in lists)
     if num_documents > max_documents:
         raise TooLargeError(
@@ -428,23 +423,27 @@ def explaining_cost(ranked: RankedList, costs: Sequence[int], asked: Asked) -> i
     return values + sum(costs[index] for _, index in explained_places(ranked, asked)) * num_texts
 
 
-def _echo(sent: str | DocumentObject) -> dict[str, object]:
-    return {"text": sent} if isinstance(sent, str) else sent.model_dump(exclude_unset=True)
-
-
 def _usage(lists: Sequence[CostedList]) -> Usage:
     tokens = sum(one.num_tokens for one in lists)
     return Usage(prompt_tokens=tokens, total_tokens=tokens)
 
 
-def _meta(lists: Sequence[CostedList], *, scale: Scale, card: ModelCard, digest: str) -> Meta:
+def _meta(
+    lists: Sequence[CostedList],
+    *,
+    scale: Scale,
+    card: ModelCard,
+    digest: str,
+    warnings: Sequence[str] = (),
+) -> Meta:
+    """Return what an answer says of itself; `warnings` come before those of the texts' lengths."""
     num_cut = sum(one.num_cut for one in lists)
     num_long = sum(one.num_long for one in lists)
-    warnings = []
+    told = list(warnings)
     if num_cut:
-        warnings.append(f"{num_cut} documents were cut at the request's limit of tokens")
+        told.append(f"{num_cut} documents were cut at the request's limit of tokens")
     if num_long and card.long_documents == "truncate":
-        warnings.append(f"{num_long} documents were cut at the {card.max_length} tokens that the model reads")
+        told.append(f"{num_long} documents were cut at the {card.max_length} tokens that the model reads")
     elif num_long:
-        warnings.append(f"{num_long} long documents have the score of their best chunk")
-    return Meta(scale=scale, model_digest=digest, warnings=warnings)
+        told.append(f"{num_long} long documents have the score of their best chunk")
+    return Meta(scale=scale, model_digest=digest, warnings=told)

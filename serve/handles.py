@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
     from rerank_core.explanation.engine import EngineConfig
+    from rerank_core.records import Candidate, Query
     from serve.attributor import Attributed, AttributionTask
     from serve.reranker import ModelCard, Scored, ScoringTask
 
@@ -56,6 +57,22 @@ class AttributorHandle:
         async with aclosing(streamed_twice(lambda: self._handle.attribute.remote(task))) as answers:
             async for found in answers:
                 yield found
+
+
+class RetrieverHandle:
+    """A retriever whose replicas run elsewhere."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    async def retrieve(self, query: Query, *, k: int) -> tuple[Candidate, ...]:
+        """Return a query's candidates.
+
+        Raises:
+            UnavailableError: it failed, or no replica took the call.
+        """
+        found: tuple[Candidate, ...] = await twice(lambda: self._handle.retrieve.remote(query, k=k))
+        return found
 
 
 class WriterHandle:

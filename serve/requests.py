@@ -25,6 +25,28 @@ def documents_of(sent: Sequence[str | DocumentObject]) -> list[Document]:
     ]
 
 
+def require_query(query: str) -> None:
+    """Refuse a query without a word."""
+    if not query.strip():
+        raise InvalidRequestError(
+            "the query is empty",
+            code="empty_query",
+            remedy="send a query with a word in it",
+            param="query",
+        )
+
+
+def require_documents(sent: Sequence[str | DocumentObject]) -> None:
+    """Refuse a list of no documents."""
+    if not sent:
+        raise InvalidRequestError(
+            "there are no documents",
+            code="no_documents",
+            remedy="send one document or more",
+            param="documents",
+        )
+
+
 def pairs_of(request: ScoreRequest) -> list[tuple[str, list[Document]]]:
     """Return the lists that a score request spells: one query with one or many texts, or many with as many.
 

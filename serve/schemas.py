@@ -84,7 +84,18 @@ class RerankRequest(ScoredRequest):
     """The body of Cohere's, Jina's and vLLM's clients."""
 
     query: str = Field(description="What the documents are ranked for.", examples=["sea ice thickness"])
-    documents: Texts
+    documents: Texts | None = Field(
+        None,
+        description="Texts or objects with a `text`, in any mixture, or one text. Without them, where the"
+        " server has a corpus (`GET /v1/models`: `has_corpus`), it retrieves some.",
+        examples=[["Ice.", "Sand."]],
+    )
+    num_candidates: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="Without `documents`: so many are retrieved at most; null: 50, or the server's limit.",
+    )
     top_n: int | None = Field(None, ge=0, description="So many results; null, 0 or more than there are: all.")
     return_documents: bool = Field(False, description="Each result then holds its document, as it was sent.")
     explain: ExplainOptions | None = Field(
@@ -219,12 +230,20 @@ class ExplanationObject(BaseModel):
     text: TextObject | None = None
 
 
+class FirstStageObject(BaseModel):
+    """Where the retriever placed a document of the corpus: its rank, from 1, and its BM25 score."""
+
+    rank: int
+    score: float
+
+
 class RerankResult(BaseModel):
-    """One document at its place: `index` is its position in the request, from 0."""
+    """One document at its place: `index` is its position in the request or among the retrieved, from 0."""
 
     index: int
     relevance_score: float
     document: dict[str, Any] | None = None
+    first_stage: FirstStageObject | None = Field(None, description="Of documents that were retrieved.")
     explanation: ExplanationObject | None = None
 
 
@@ -342,6 +361,7 @@ class ModelObject(BaseModel):
     max_length: int = Field(description="Tokens of query, document and template that are read together.")
     scales: list[Scale]
     long_documents: str
+    has_corpus: bool = Field(description="A request may come without documents: they are retrieved.")
 
 
 class ModelList(BaseModel):

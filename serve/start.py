@@ -35,11 +35,15 @@ def run_serve(command: ServeCommand) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
-        WhyrankError: the artefact or the file of keys is broken, or no replica became ready.
+        WhyrankError: the artefact, the corpus or the file of keys is broken, or no replica became ready.
     """
     from rerank_core.models.artefact import check_artefact
 
     check_artefact(command.artefact)
+    if command.corpus is not None:
+        from rerank_core.data.loading import load_corpus
+
+        load_corpus(command.corpus)  # each replica reads it again: a wrong row is told before any is started
     args = ServeArgs.model_validate(command.model_dump(include=set(ServeArgs.model_fields)))
     with ray_here(command.address):
         from serve.app import build_app  # loads Ray, whose token has to be there first

@@ -48,6 +48,31 @@ def load_collection(path_or_name: str | Path, *, use_splits: bool = True) -> Col
     return _load_folder(folder, use_splits=use_splits)
 
 
+def load_corpus(path_or_name: str | Path) -> tuple[Document, ...]:
+    """Return the documents of the collection `sample` or of one in a folder, in the order of its rows.
+
+    The folder needs no queries and no judgements; what `whyrank prepare` writes is one too.
+
+    Raises:
+        DataError: the file or a column is missing, a value has the wrong type, an identifier occurs twice, a
+            document has neither title nor text or holds a lone surrogate, or there is no document.
+    """
+    folder = collection_folder(path_or_name)
+    if folder is None:
+        raise DataError(f"{path_or_name} is no folder; name one that `whyrank prepare` wrote from it")
+    path = _the_one(folder, "corpus.jsonl", "corpus.parquet")
+    documents, left_out = _read_documents(_rows(path, fields=("doc_id", "title", "text", "url")))
+    if left_out:
+        first = left_out[0]
+        raise DataError(
+            f"{path}, row {first['row']}: document {first['doc_id']} cannot be read ({first['reason']}); mend"
+            " or remove the row, or name a folder that `whyrank prepare` wrote, which leaves such rows out"
+        )
+    if not documents:
+        raise DataError(f"{path} holds no document; at least one is needed")
+    return tuple(documents.values())
+
+
 def collection_folder(path_or_name: str | Path) -> Path | None:
     """Return the folder that holds a collection's files; None for a data set of the ir_datasets catalogue.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ from rerank_core.errors import ResourceError
 from rerank_core.explanation.engine import EngineConfig
 from rerank_core.models.artefact import load_artefact
 from rerank_core.records import Calibration, Document, Query
+from rerank_core.retrieval.bm25 import Bm25Retriever
 from rerank_core.testing import grounded_answer
 from serve.app import build_app, wired
 from serve.args import ReplicaArgs, ServeArgs
@@ -73,7 +75,10 @@ def free_port() -> int:
 def server(
     ray_instance: None, artefact: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, str]]:
-    """The address of a server with two rerankers, and a key to it."""
+    """The address of a server with two rerankers and a corpus, and a key to it."""
+    corpus = tmp_path_factory.mktemp("corpus")
+    rows = [{"doc_id": f"d{number}", "text": text} for number, text in enumerate(TEXTS)]
+    (corpus / "corpus.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     keys = tmp_path_factory.mktemp("keys") / "keys.json"
     key = add_key(keys, "tests")
     port = free_port()
@@ -87,6 +92,8 @@ def server(
         gateway=small,
         reranker=ReplicaArgs(num_cpus=0.1, min_replicas=2, max_replicas=2),
         attributor=small,
+        corpus=corpus,
+        retriever=small,
     )
     engine = EngineConfig(model=artefact, max_model_tokens=2048, max_new_tokens=160, temperature=0.0, seed=0)
     scripted = serve.deployment(name="text_server", ray_actor_options={"num_cpus": 0.1})(ScriptedTextServer)
@@ -113,6 +120,42 @@ def test_scores_online_are_the_scores_offline(client: httpx.Client, artefact: Pa
     assert [online[index] for index in range(len(documents))] == pytest.approx(expected, abs=1e-5)
     assert [result["index"] for result in answer["results"]] == sorted(online, key=lambda i: -online[i])
     assert answer["meta"]["model_digest"] == offline.digest
+
+
+def test_a_query_alone_is_answered_from_the_corpus(client: httpx.Client, artefact: Path) -> None:
+    documents = [Document(f"d{number}", text) for number, text in enumerate(TEXTS)]
+    expected = Bm25Retriever(documents).retrieve(Query("q", "river ice"), k=7)
+    scores = load_artefact(artefact).score(Query("q", "river ice"), [one.document for one in expected])
+    body = {"query": "river ice", "num_candidates": 7, "scale": "logit", "explain": {"top_k": 1}}
+    answer = client.post("/v1/rerank", json=body).json()
+    found = {result["first_stage"]["rank"]: result for result in answer["results"]}
+    assert [found[one.first_stage_rank]["document"]["text"] for one in expected] == [
+        one.document.text for one in expected
+    ]
+    online = [found[one.first_stage_rank]["relevance_score"] for one in expected]
+    assert online == pytest.approx(scores, abs=1e-5)
+    assert answer["results"][0]["explanation"]["attribution"]["units"]
+    nothing = client.post("/v1/rerank", json={"query": "zebra"})
+    assert (nothing.status_code, nothing.json()["results"]) == (200, [])
+
+
+def replicas(deployment: str) -> list[psutil.Process]:
+    """Return the processes of a deployment's replicas."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it may just have ended
+            if f"ServeReplica:whyrank:{deployment}" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def test_a_retriever_loads_no_torch(client: httpx.Client) -> None:
+    def has_torch(process: psutil.Process) -> bool:
+        return any("libtorch" in mapped.path for mapped in process.memory_maps())
+
+    (retriever,) = replicas("retriever")
+    assert not has_torch(retriever)
+    assert all(has_torch(reranker) for reranker in replicas("reranker"))
 
 
 def test_coheres_client_works_unmodified(server: tuple[str, str], client: httpx.Client) -> None:
@@ -156,20 +199,11 @@ def test_a_wrong_key_is_refused_over_the_network(server: tuple[str, str]) -> Non
             assert stranger.get(path).status_code == 401
 
 
-def rerankers() -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):  # it may just have ended
-            if "ServeReplica:whyrank:reranker" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
-
-
 def wait_for_rerankers(number: int, *, other_than: set[int]) -> list[psutil.Process]:
     """Wait until so many rerankers run that are not among some killed ones."""
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
-        found = [process for process in rerankers() if process.pid not in other_than]
+        found = [process for process in replicas("reranker") if process.pid not in other_than]
         if len(found) == number:
             return found
         time.sleep(0.2)

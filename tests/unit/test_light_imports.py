@@ -22,6 +22,8 @@ LIGHT = (
     "jobs.prepare",
     "jobs.evaluate",
     "jobs.report",
+    "serve.retriever",
+    "serve.first_stage",
 )
 WITHOUT_RAY = "import sys; sys.modules['ray'] = None; import whyrank; sys.exit(whyrank.main())"
 """The command line where `import ray` fails, as where the extras are not installed."""

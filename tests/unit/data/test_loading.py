@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rerank_core.data.loading import collection_folder, load_collection, load_exclusions
+from rerank_core.data.loading import collection_folder, load_collection, load_corpus, load_exclusions
 from rerank_core.errors import DataError
+from rerank_core.formats import documents_table, write_table
 from rerank_core.records import Document, Query
 
 if TYPE_CHECKING:
@@ -283,3 +284,41 @@ def test_a_wrong_exclusion_is_named(folder: Path, content: str, message: str) ->
 
 def test_a_catalogue_name_has_no_folder() -> None:
     assert collection_folder("ir_datasets:beir/scifact/test") is None
+
+
+# --- a corpus alone
+
+
+def test_a_corpus_needs_neither_queries_nor_judgements(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "corpus.jsonl", CORPUS)
+    a = Document("a", "extent", title="Sea ice", url="https://example.org/a")
+    assert load_corpus(tmp_path) == (a, Document("b", "wind"))
+
+
+def test_the_corpus_of_a_prepared_folder_loads_equal(tmp_path: Path) -> None:
+    documents = load_corpus("sample")
+    write_table(documents_table(documents), tmp_path / "corpus.parquet")
+    assert load_corpus(tmp_path) == documents
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"doc_id": "c"}, "row 3: column 'text' is missing"),
+        ({"doc_id": "a", "text": "c"}, "row 3: 'a' occurs already in row 1"),
+        ({"doc_id": "c", "text": " "}, r"row 3: document c cannot be read \(empty text\); mend or remove"),
+        ({"doc_id": "c", "text": "\ud800"}, r"row 3: document c cannot be read \(lone surrogate\)"),
+    ],
+)
+def test_a_wrong_row_of_a_corpus_is_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    write_jsonl(tmp_path / "corpus.jsonl", [*CORPUS, row])
+    with pytest.raises(DataError, match=rf"corpus\.jsonl, {message}"):
+        load_corpus(tmp_path)
+
+
+def test_a_corpus_that_is_empty_or_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"corpus\.jsonl holds no document"):
+        load_corpus(tmp_path)
+    with pytest.raises(DataError, match="name one that `whyrank prepare` wrote from it"):
+        load_corpus("ir_datasets:beir/scifact")

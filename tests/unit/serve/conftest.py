@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from serve.explainer import Writer
     from serve.explanations import Attributors
+    from serve.first_stage import Retrievers
     from serve.gateway import RerankerService
 
 QUERY = Query("q", "sea ice")
@@ -53,6 +54,7 @@ def connect(artefact: Path, card: ModelCard) -> Iterator[Callable[..., TestClien
             *,
             attributors: Attributors | None = None,
             writer: Writer | None = None,
+            retrievers: Retrievers | None = None,
             **settings: object,
         ) -> TestClient:
             args = ServeArgs.model_validate(
@@ -65,6 +67,7 @@ def connect(artefact: Path, card: ModelCard) -> Iterator[Callable[..., TestClien
                 attributors=attributors
                 or AttributorService(build_overlap_attributor, open_overlap_deletion, digest=card.digest),
                 writer=writer,
+                retrievers=retrievers,
             )
             return stack.enter_context(TestClient(app, client=("127.0.0.1", 50_000)))
 

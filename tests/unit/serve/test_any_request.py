@@ -12,6 +12,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error, response_schema_conformance, status_code_conformance
 
+from rerank_core.records import Document
+from rerank_core.retrieval.bm25 import Bm25Retriever
+from serve.retriever import RetrieverService
+from tests.fake_services import TEXTS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -25,14 +30,27 @@ JSON_VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=9), inner, max_size=5),
     max_leaves=15,
 )
-FIELDS = ("query", "documents", "top_n", "model", "explain", "queries", "text_1", "text_2", "texts", "scale")
+FIELDS = (
+    "query",
+    "documents",
+    "num_candidates",
+    "top_n",
+    "model",
+    "explain",
+    "queries",
+    "text_1",
+    "text_2",
+    "texts",
+    "scale",
+)
 BODIES = JSON_VALUES | st.dictionaries(st.sampled_from(FIELDS), JSON_VALUES, max_size=6)
 PATHS = ("/v1/rerank", "/v1/score", "/tei/rerank", "/v1/attribute", "/v1/explain")
 
 
 @pytest.fixture
 def client(connect: Callable[..., TestClient]) -> TestClient:
-    return connect(max_documents=50, requests_per_minute=10_000_000, max_evals=20)
+    corpus = RetrieverService(Bm25Retriever([Document(str(n), text) for n, text in enumerate(TEXTS)]))
+    return connect(retrievers=corpus, max_documents=50, requests_per_minute=10_000_000, max_evals=20)
 
 
 def test_no_request_of_the_openapi_document_breaks_the_server_or_its_schema(client: TestClient) -> None:

@@ -12,7 +12,10 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from rerank_core.records import Document
+from rerank_core.retrieval.bm25 import Bm25Retriever
 from serve.args import ServeArgs
+from serve.retriever import RetrieverService
 from whyrank import JOBS, SERVING, parse
 
 if TYPE_CHECKING:
@@ -38,7 +41,8 @@ def test_every_request_of_the_api_s_description_is_answered(
 ) -> None:
     line, _, body = request_text.partition("\n")
     method, path = line.split()
-    answer = connect().request(method, path, json=json.loads(body) if body.strip() else None)
+    corpus = RetrieverService(Bm25Retriever([Document("d1", "Sea ice.")]))
+    answer = connect(retrievers=corpus).request(method, path, json=json.loads(body) if body.strip() else None)
     assert answer.status_code == 200, answer.text
 
 

@@ -73,7 +73,7 @@ def test_a_contrast_says_why_a_result_stands_above_that_document(connect: Callab
     ("settings", "status", "code", "param"),
     [
         ({"target": "margin:5"}, 400, "no_such_document", "target"),
-        ({"target": "margin:5", "documents": []}, 400, "no_such_document", "target"),
+        ({"target": "margin:5", "documents": []}, 400, "no_documents", "documents"),
         ({"target": "margin:-1"}, 422, "string_pattern_mismatch", "target"),
         ({"target": "margin:"}, 422, "string_pattern_mismatch", "target"),
         ({"target": "margin:²"}, 422, "string_pattern_mismatch", "target"),
