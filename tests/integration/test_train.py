@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from itertools import groupby, pairwise
 from operator import attrgetter
 from pathlib import Path
@@ -61,7 +62,7 @@ def trained(
 ) -> Path:
     """Every objective in one command; DPO's second worker is killed after its first checkpoint."""
     output = tmp_path_factory.mktemp("train") / "out"
-    with killed_at(output / "train_log.jsonl", stage="dpo", epoch=KILLED_AFTER_EPOCH, rank=1):
+    with killed_at(output / "train_log.jsonl", is_past(KILLED_AFTER_EPOCH), stage="dpo", rank=1):
         assert whyrank.main(command(prepared, model, output)) == 0
     return output
 
@@ -80,10 +81,10 @@ def command(prepared: Path, model: Path, output: Path) -> list[str]:
 
 
 class killed_at:  # noqa: N801 - reads as a phrase
-    """Kill one worker of a stage as soon as the log shows an epoch that was checkpointed."""
+    """Kill one worker of a stage as soon as its log has a line of some kind."""
 
-    def __init__(self, log: Path, *, stage: str, epoch: float, rank: int) -> None:
-        self._log, self._stage, self._epoch, self._rank = log, stage, epoch, rank
+    def __init__(self, log: Path, moment: Callable[[dict[str, Any]], bool], *, stage: str, rank: int) -> None:
+        self._log, self._moment, self._stage, self._rank = log, moment, stage, rank
         self._killer = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> None:
@@ -95,11 +96,16 @@ class killed_at:  # noqa: N801 - reads as a phrase
     def _watch(self) -> None:
         while True:
             lines = [line for line in read_log(self._log) if line["stage"] == self._stage]
-            if any(line.get("epoch", 0) > self._epoch for line in lines):
+            if any(self._moment(line) for line in lines):
                 pids = [line["pid"] for line in lines if line.get("rank") == self._rank]
                 os.kill(pids[-1], signal.SIGKILL)
                 return
             time.sleep(0.02)
+
+
+def is_past(epoch: float) -> Callable[[dict[str, Any]], bool]:
+    """Return what tells the lines of later epochs."""
+    return lambda line: line.get("epoch", 0) > epoch
 
 
 def steps(output: Path, stage: str) -> list[dict[str, Any]]:
@@ -323,10 +329,14 @@ def test_a_stage_without_progress_on_the_dev_queries_ends_and_keeps_its_best_epo
         rm=RewardModelConfig(num_epochs=NUM_EPOCHS, learning_rate=3e-3, queries_per_step=16),
         patience=2,
     )
-    run_train(config)
-    lines = read_log(tmp_path / "out" / "train_log.jsonl")
+    log = tmp_path / "out" / "train_log.jsonl"
+    with killed_at(log, lambda line: line.get("event") == "best epoch", stage="rm", rank=0):
+        run_train(config)  # the artefact is lost while it is written: its weights are in the checkpoints
+    lines = read_log(log)
     values = {line["step"]: line["held_out_ndcg"] for line in lines if "held_out_ndcg" in line}
-    (stopped,), (best,) = (events(tmp_path / "out", name) for name in ("stopped early", "best epoch"))
+    (stopped,) = events(tmp_path / "out", "stopped early")  # and no step was made after it
+    before, best = events(tmp_path / "out", "best epoch")
+    assert before == best
     assert stopped["reason"] == "no better NDCG on the dev queries for 2 epochs"
     assert best["step"] == max(values, key=lambda step: (values[step], -step))
     assert sum(step > best["step"] for step in values) == config.patience
@@ -408,7 +418,7 @@ def test_a_worker_killed_at_any_step_leaves_the_uninterrupted_curve(
     chance = random.Random(seed)
     epoch, rank = chance.uniform(0.2, NUM_EPOCHS - 0.5), chance.randrange(2)
     output = tmp_path / "out"
-    with killed_at(output / "train_log.jsonl", stage="dpo", epoch=epoch, rank=rank):
+    with killed_at(output / "train_log.jsonl", is_past(epoch), stage="dpo", rank=rank):
         run_train(dpo_job(prepared, trained, output))
     assert len(events(output, "started")) >= 4  # two workers, twice
     assert curve(output, "dpo") == pytest.approx(curve(uninterrupted, "dpo"), abs=1e-6)
