@@ -19,12 +19,13 @@ from serve.args import ReplicaArgs, ServeArgs
 from serve.attributor import AttributorService
 from serve.auth import KeyRing
 from serve.breaker import CircuitBreaker
+from serve.chat import FORMAT_TOKENS, ChatLimits, ChatModel, ChatService
 from serve.explainer import ExplainerService, PromptVocabulary, Writer
 from serve.explanations import Attributors
 from serve.first_stage import FirstStage, Retrievers
 from serve.gateway import Explaining, Gateway, GatewayLimits, RerankerService
 from serve.guard import BodyLimits, Guard
-from serve.handles import AttributorHandle, RerankerHandle, RetrieverHandle, WriterHandle
+from serve.handles import AttributorHandle, ChatHandle, RerankerHandle, RetrieverHandle, WriterHandle
 from serve.lists import TokenCounter
 from serve.metrics import RequestMetrics
 from serve.reranker import Reranker, load_served
@@ -43,9 +44,6 @@ MAX_RETRIEVALS = 32
 """Queries that a retriever takes at a time: no count of tokens bounds its work."""
 
 MAX_QUEUED_RETRIEVALS = 128
-
-CHAT_TOKENS = 64
-"""What a chat format may add to a prompt, generously."""
 
 MAX_FAILURES = 5
 """Texts that may fail in a row before the explainer is left alone for `PAUSE_S`."""
@@ -101,10 +99,13 @@ def build_http(  # noqa: PLR0913 - one argument per part
     engine: EngineConfig | None = None,
     writer: Writer | None = None,
     retrievers: Retrievers | None = None,
+    chat_model: ChatModel | None = None,
 ) -> ASGIApp:
     """Return the gateway as an ASGI application, wherever its services run."""
     admission = TokenAdmission(args.max_pending_tokens)
     attribution = TokenAdmission(args.max_pending_attribution_tokens)
+    conversations = TokenAdmission(args.max_pending_chat_tokens)
+    vocabulary = PromptVocabulary(engine.model) if engine else None
     gateway = Gateway(
         reranker,
         name=args.model_name,
@@ -113,7 +114,7 @@ def build_http(  # noqa: PLR0913 - one argument per part
         limits=GatewayLimits(max_documents=args.max_documents, max_tokens_per_task=args.max_tokens_per_batch),
         explaining=Explaining(
             attributors=attributors,
-            explainers=_explainer(args, engine, writer),
+            explainers=_explainer(args, vocabulary, writer),
             admission=attribution,
             max_results=args.max_explained,
             max_evals=args.max_evals,
@@ -121,12 +122,25 @@ def build_http(  # noqa: PLR0913 - one argument per part
         ),
         first_stage=FirstStage(retrievers, max_candidates=args.max_documents),
     )
+    chat = ChatService(
+        chat_model,
+        name=args.explainer or "explainer",
+        special_tokens=vocabulary.special_tokens if vocabulary else (),
+        num_tokens=vocabulary.num_tokens if vocabulary else len,
+        admission=conversations,
+        limits=ChatLimits(
+            max_model_tokens=args.max_model_tokens,
+            max_new_tokens=args.max_new_tokens,
+            timeout_s=args.explanation_timeout_s,
+        ),
+    )
     metrics = RequestMetrics(
         num_pending_tokens=lambda: admission.num_pending,
         num_pending_attribution_tokens=lambda: attribution.num_pending,
+        num_pending_chat_tokens=lambda: conversations.num_pending,
     )
     return Guard(
-        build_api(gateway, metrics),
+        build_api(gateway, chat, metrics),
         keys=KeyRing(args.keys) if args.keys else None,
         callers=CallerLimits(
             requests_per_minute=args.requests_per_minute, max_concurrent=args.max_concurrent_requests
@@ -140,14 +154,15 @@ def build_http(  # noqa: PLR0913 - one argument per part
     )
 
 
-def _explainer(args: ServeArgs, engine: EngineConfig | None, writer: Writer | None) -> ExplainerService:
-    vocabulary = PromptVocabulary(engine.model) if engine else None
+def _explainer(
+    args: ServeArgs, vocabulary: PromptVocabulary | None, writer: Writer | None
+) -> ExplainerService:
     return ExplainerService(
         writer,
         name=args.explainer or "template",
         special_tokens=vocabulary.special_tokens if vocabulary else (),
         num_tokens=vocabulary.num_tokens if vocabulary else len,
-        max_prompt_tokens=args.max_model_tokens - args.max_new_tokens - CHAT_TOKENS,
+        max_prompt_tokens=args.max_model_tokens - args.max_new_tokens - FORMAT_TOKENS,
         timeout_s=args.explanation_timeout_s,
         breaker=CircuitBreaker(max_failures=MAX_FAILURES, pause_s=PAUSE_S),
     )
@@ -211,6 +226,7 @@ class GatewayReplica:
         self._reranker = RerankerHandle(reranker)
         self._attributor = AttributorHandle(attributor)
         self._writer = WriterHandle(text_server, engine) if text_server and engine else None
+        self._chat = ChatHandle(text_server, engine) if text_server and engine and args.chat else None
         self._retriever = RetrieverHandle(retriever) if retriever else None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -221,6 +237,7 @@ class GatewayReplica:
             engine=self._engine,
             writer=self._writer,
             retrievers=self._retriever,
+            chat_model=self._chat,
         )
 
 

@@ -65,6 +65,11 @@ class ServeArgs(_Settings):
         description="Tokens of masked texts that one gateway lets be attributed or wait; beyond it rankings"
         " come without words.",
     )
+    max_pending_chat_tokens: int = Field(
+        50_000,
+        ge=1,
+        description="Tokens of conversations and replies that one gateway admits; more is refused at once.",
+    )
     max_documents: int = Field(1000, ge=1, description="Documents in one request.")
     max_body_bytes: int = Field(4_194_304, ge=1024, description="Size of a request's body.")
     requests_per_minute: int = Field(6000, ge=1, description="Of one key, at one gateway.")
@@ -75,6 +80,9 @@ class ServeArgs(_Settings):
         None,
         description="Language model that writes the texts: a name (`smollm2`) or a folder. Without one a"
         " template writes them.",
+    )
+    chat: bool = Field(
+        False, description="Answer OpenAI's chat completions too, with the explainer and its sampling."
     )
     corpus: Path | None = Field(
         None,
@@ -105,6 +113,8 @@ class ServeArgs(_Settings):
                 "give either keys (a file that `whyrank key --keys FILE --name NAME` writes), or auth=false"
                 " (--no-auth)"
             )
+        if self.chat and self.explainer is None:
+            raise ValueError("chat is the explainer's: give one (--explainer), or leave chat out")
         if self.answer_timeout_s <= self.attribution_timeout_s + self.explanation_timeout_s:
             raise ValueError(
                 f"answer_timeout_s {self.answer_timeout_s:g} must be more than attribution_timeout_s and"

@@ -30,7 +30,7 @@ from serve.explanations import (
     explained,
     explained_places,
 )
-from serve.lists import CostedList, TokenLimits
+from serve.lists import FEW_CHARACTERS, CostedList, TokenLimits
 from serve.requests import (
     chosen_scale,
     documents_of,
@@ -48,7 +48,6 @@ from serve.schemas import (
     ExplainRequest,
     Health,
     Meta,
-    ModelList,
     ModelObject,
     RerankResponse,
     RerankResult,
@@ -69,9 +68,6 @@ if TYPE_CHECKING:
     from serve.lists import TokenCounter
     from serve.reranker import ModelCard, Scored, ScoringTask
     from serve.schemas import RerankRequest, Scale, ScoredRequest, ScoreRequest, TeiRerankRequest
-
-FEW_CHARACTERS = 20_000
-"""Texts that are tokenised sooner here than another thread would begin with them."""
 
 
 class RerankerService(Protocol):
@@ -280,24 +276,20 @@ class Gateway:
             for index in found.order
         ]
 
-    async def models(self) -> ModelList:
+    async def describe(self) -> ModelObject:
         """Return what is served."""
         card = await self._reranker.describe()
         scales: list[Scale] = ["logit", "sigmoid"]
         if card.calibration is not None:
             scales.append("calibrated")
-        return ModelList(
-            data=[
-                ModelObject(
-                    id=self._name,
-                    created=self._created,
-                    digest=card.digest,
-                    max_length=card.max_length,
-                    scales=scales,
-                    long_documents=card.long_documents,
-                    has_corpus=self._first_stage.has_corpus,
-                )
-            ]
+        return ModelObject(
+            id=self._name,
+            created=self._created,
+            digest=card.digest,
+            max_length=card.max_length,
+            scales=scales,
+            long_documents=card.long_documents,
+            has_corpus=self._first_stage.has_corpus,
         )
 
     async def health(self) -> Health:

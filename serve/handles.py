@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rerank_core.explanation.engine import EngineConfig
     from rerank_core.records import Candidate, Query
     from serve.attributor import Attributed, AttributionTask
+    from serve.chat import ChatCost, ChatPiece, ChatTask
     from serve.reranker import ModelCard, Scored, ScoringTask
 
 RETRY_AFTER_S = 2
@@ -92,6 +93,26 @@ class WriterHandle:
         """
         asked = (prompt, dict(schema), self._engine, attempt)
         async with aclosing(streamed_twice(lambda: self._handle.write.remote(*asked))) as pieces:
+            async for piece in pieces:
+                yield piece
+
+
+class ChatHandle:
+    """A `ChatModel` that runs elsewhere."""
+
+    def __init__(self, handle: DeploymentHandle[Any], engine: EngineConfig) -> None:
+        self._handle: Any = handle.options(stream=True)
+        self._engine = engine
+
+    async def converse(self, task: ChatTask) -> AsyncGenerator[ChatPiece | ChatCost, None]:
+        """Yield the pieces of one reply, and at last its cost.
+
+        Raises:
+            ApiError: the engine's chat format has no place for such messages.
+            UnavailableError: the engine failed, or no replica of it took the call.
+        """
+        call = streamed_twice(lambda: self._handle.converse.remote(task, self._engine))
+        async with aclosing(call) as pieces:
             async for piece in pieces:
                 yield piece
 

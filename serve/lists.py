@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from rerank_core.records import Document, Query
     from serve.reranker import ModelCard
 
+FEW_CHARACTERS = 20_000
+"""Texts that are tokenised sooner here than another thread would begin with them."""
+
 TEMPLATE_TOKENS = 32
 """What the template may add to a pair, generously."""
 

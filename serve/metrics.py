@@ -17,7 +17,11 @@ class RequestMetrics:
     """How many requests came, how they were answered and how long that took; no text of any request."""
 
     def __init__(
-        self, *, num_pending_tokens: Callable[[], int], num_pending_attribution_tokens: Callable[[], int]
+        self,
+        *,
+        num_pending_tokens: Callable[[], int],
+        num_pending_attribution_tokens: Callable[[], int],
+        num_pending_chat_tokens: Callable[[], int],
     ) -> None:
         self._registry = CollectorRegistry()
         self._routes: frozenset[str] = frozenset()
@@ -32,6 +36,11 @@ class RequestMetrics:
             "whyrank_pending_attribution_tokens",
             "Tokens of masked texts admitted to be scored, until the explanations are sent.",
             num_pending_attribution_tokens,
+        )
+        self._gauge(
+            "whyrank_pending_chat_tokens",
+            "Tokens admitted of conversations and their replies.",
+            num_pending_chat_tokens,
         )
 
     def _gauge(self, name: str, told: str, value: Callable[[], int]) -> None:

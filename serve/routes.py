@@ -19,6 +19,8 @@ from rerank_core import __version__
 from serve.bodies import parse_body
 from serve.errors import ApiError, InvalidRequestError, UnprocessableError, internal_fault
 from serve.schemas import (
+    ChatRequest,
+    ChatResponse,
     ErrorResponse,
     ExplainRequest,
     Health,
@@ -38,8 +40,10 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from starlette.responses import Response
 
+    from serve.chat import ChatService
     from serve.gateway import Gateway
     from serve.metrics import RequestMetrics
+    from serve.schemas import ChatChunk
 
 logger = logging.getLogger("whyrank.serve")
 
@@ -54,7 +58,7 @@ SCORE_PATHS = ("/v1/score", "/score")
 MEANING = {
     400: "The request cannot be meant.",
     401: "No key, or none that is known.",
-    404: "Another model than the served one.",
+    404: "Another model than the served one, or chat where it is not enabled.",
     408: "The body or the answer took too long.",
     413: "The request is larger than a limit.",
     422: "A field has another type than its schema says.",
@@ -76,6 +80,7 @@ EXPLAIN_EXAMPLE = RERANK_EXAMPLE | {"explain": {"top_k": 1, "contrast": True}, "
 RANK_EXAMPLE = RERANK_EXAMPLE | {"explain": {"top_k": 2}, "target": "rank"}
 MARGIN_EXAMPLE = RERANK_EXAMPLE | {"explain": {"top_k": 2}, "target": "margin:0"}
 EVENT_STREAM = "text/event-stream"
+CHAT_EXAMPLE = {"messages": [{"role": "user", "content": "What is sea ice freeboard?"}], "max_tokens": 40}
 TEI_EXAMPLE = {"query": "sea ice thickness", "texts": ["Ice freeboard from radar.", "River ice dates."]}
 
 
@@ -106,7 +111,7 @@ class _StrictRoute(APIRoute):
         return read_strictly
 
 
-def build_api(gateway: Gateway, metrics: RequestMetrics) -> FastAPI:
+def build_api(gateway: Gateway, chat: ChatService, metrics: RequestMetrics) -> FastAPI:
     """Return the API; it knows nothing of keys and sizes, which a `Guard` around it checks."""
     api = FastAPI(
         title="Whyrank",
@@ -123,7 +128,8 @@ def build_api(gateway: Gateway, metrics: RequestMetrics) -> FastAPI:
     api.add_exception_handler(Exception, _answer_fault)
     api.mount("/page", StaticFiles(directory=PAGE), name="page")
     _add_ranking(api, gateway)
-    _add_operation(api, gateway, metrics)
+    _add_chat(api, chat)
+    _add_operation(api, gateway, chat, metrics)
     metrics.know_routes({route.path for route in api.routes if isinstance(route, APIRoute)})
     return api
 
@@ -213,10 +219,50 @@ def _event(name: str, value: BaseModel) -> str:
     return f"event: {name}\ndata: {value.model_dump_json(exclude_none=True)}\n\n"
 
 
-def _add_operation(api: FastAPI, gateway: Gateway, metrics: RequestMetrics) -> None:
+def _add_chat(api: FastAPI, chat: ChatService) -> None:
+    async def complete(
+        body: Annotated[ChatRequest, Body(openapi_examples=_example(CHAT_EXAMPLE))],
+    ) -> Any:
+        """Continue a conversation with the explainer's language model, where the server was started so.
+
+        With `stream: true` the reply comes as server-sent events, and `data: [DONE]` ends it.
+        """
+        if not body.stream:
+            return await chat.complete(body)
+        chunks = chat.chunks(body)
+        first = await anext(chunks)  # an error before the first words is answered as any other
+        return StreamingResponse(
+            _sse_of_chat(first, chunks), media_type=EVENT_STREAM, headers={"Cache-Control": "no-store"}
+        )
+
+    api.add_api_route(
+        "/v1/chat/completions",
+        complete,
+        methods=["POST"],
+        response_model=ChatResponse,
+        responses=_errors(*MEANING),
+        operation_id="chat_v1_chat_completions",
+    )
+
+
+async def _sse_of_chat(first: ChatChunk, chunks: AsyncIterator[ChatChunk]) -> AsyncIterator[str]:
+    """Yield chunks as OpenAI's clients read them; an error ends them, as the last one."""
+    try:
+        yield f"data: {first.model_dump_json()}\n\n"
+        async for chunk in chunks:
+            yield f"data: {chunk.model_dump_json()}\n\n"
+        yield "data: [DONE]\n\n"
+    except ApiError as error:
+        yield f"data: {json.dumps(error.body)}\n\n"
+    except Exception:  # the client has to know that nothing more comes
+        logger.exception("a stream failed")
+        yield f"data: {json.dumps(internal_fault().body)}\n\n"
+
+
+def _add_operation(api: FastAPI, gateway: Gateway, chat: ChatService, metrics: RequestMetrics) -> None:
     async def models() -> ModelList:
-        """The served model, its digest, and the scales that its scores can have."""
-        return await gateway.models()
+        """The served model, its digest, and the scales that its scores can have; who chats, if anybody."""
+        return ModelList(data=[await gateway.describe(), *chat.models()])
 
     async def health() -> Health:
         """Ready, or 503: every golden pair of the artefact was scored again."""

@@ -364,11 +364,105 @@ class ModelObject(BaseModel):
     has_corpus: bool = Field(description="A request may come without documents: they are retrieved.")
 
 
+class ChatModelObject(BaseModel):
+    """The explainer's language model, where it may be asked by name."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "whyrank"
+    max_length: int = Field(description="Tokens of a conversation and its reply together.")
+
+
 class ModelList(BaseModel):
-    """The served models."""
+    """The served models: the reranker, and behind it the language model where chat is enabled."""
 
     object: Literal["list"] = "list"
-    data: list[ModelObject]
+    data: list[ModelObject | ChatModelObject]
+
+
+class ChatPart(_Request):
+    """A part of a message; texts are understood."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(_Request):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str | list[ChatPart]
+
+
+class StreamOptions(_Request):
+    """What a stream has beside the words."""
+
+    include_usage: bool = Field(False, description="A last chunk without words says what it cost.")
+
+
+class ChatRequest(_Request):
+    """The body of OpenAI's clients; how the model samples is the server's business."""
+
+    model: str | None = Field(None, description="The explainer; its name is in `GET /v1/models`.")
+    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
+    max_tokens: int | None = Field(None, ge=1, description="Of the reply; the server has a limit.")
+    max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of `max_tokens`.")
+    stream: bool | None = Field(None, description="The reply comes as it is written.")
+    stream_options: StreamOptions | None = None
+
+
+class ChatReply(BaseModel):
+    """What the model says."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class ChatChoice(BaseModel):
+    """The one reply; `length` says that it ends at the limit of tokens."""
+
+    index: Literal[0] = 0
+    message: ChatReply
+    finish_reason: str
+
+
+class ChatUsage(BaseModel):
+    """Tokens, as the model counted them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+class ChatResponse(BaseModel):
+    """A reply to a conversation."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: ChatUsage
+
+
+class ChatChunkChoice(BaseModel):
+    """Further words of the one reply."""
+
+    index: Literal[0] = 0
+    delta: dict[Literal["role", "content"], str]
+    finish_reason: str | None
+
+
+class ChatChunk(BaseModel):
+    """One event of a streamed reply."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: ChatUsage | None = None
 
 
 class Health(BaseModel):

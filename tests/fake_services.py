@@ -11,6 +11,7 @@ from rerank_core.attribution.masking import TokenMasker
 from rerank_core.errors import ConfigError
 from rerank_core.models.tiny import tiny_tokenizer
 from rerank_core.testing import OverlapScorer, grounded_answer
+from serve.chat import ChatCost, ChatPiece
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rerank_core.attribution.deletion import Worths
     from rerank_core.attribution.leaves import Leaf
     from rerank_core.records import Attribution, Document, Query
+    from serve.chat import ChatTask
 
 TEXTS = (
     "sea ice thickness from radar",
@@ -72,3 +74,22 @@ class ScriptedWriter:
         text = self._answer(prompt, schema)
         for start in range(0, len(text), 7):
             yield text[start : start + 7]
+
+
+class ScriptedChat:
+    """Continues every conversation with the same words, a few letters at a time, or fails as it is told."""
+
+    def __init__(self, reply: str = "Sea ice floats.", error: Exception | None = None) -> None:
+        self._reply = reply
+        self._error = error
+        self.tasks: list[ChatTask] = []
+
+    async def converse(self, task: ChatTask) -> AsyncGenerator[ChatPiece | ChatCost, None]:
+        self.tasks.append(task)
+        yield ChatPiece("", None)
+        for start in range(0, len(self._reply), 4):
+            yield ChatPiece(self._reply[start : start + 4], None)
+        if self._error is not None:
+            raise self._error
+        yield ChatPiece("", "stop")
+        yield ChatCost(7, 5)

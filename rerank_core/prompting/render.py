@@ -43,12 +43,20 @@ def neutralise(text: str, *, special_tokens: Iterable[str] = ()) -> str:
     tokenizer are broken by a space after their first character, so that no tokenizer reads them as one token.
     """
     visible = "".join(_visible(character) for character in text)
-    line = " ".join(visible.split())
-    line = _TURN_MARK.sub(lambda match: _broken(match.group()), line)
+    return break_turn_marks(" ".join(visible.split()), special_tokens=special_tokens)
+
+
+def break_turn_marks(text: str, *, special_tokens: Iterable[str] = ()) -> str:
+    """Return a text that cannot end its turn, and is otherwise as it was.
+
+    The turn marks of common chat formats and the given special tokens of a tokenizer are broken by a space
+    after their first character, so that no tokenizer reads them as one token.
+    """
+    text = _TURN_MARK.sub(lambda match: _broken(match.group()), text)
     for token in sorted(set(special_tokens), key=len, reverse=True):
         if len(token) > 1:
-            line = line.replace(token, _broken(token))
-    return line
+            text = text.replace(token, _broken(token))
+    return text
 
 
 def _visible(character: str) -> str:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import socket
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import httpx
+import openai
 import pytest
 
+from rerank_core.explanation.engine import EngineConfig
 from serve.app import build_app
 from serve.args import ReplicaArgs, ServeArgs
+from serve.chat import ChatCost, ChatPiece, ChatTask
+from serve.errors import InvalidRequestError
+from serve.llm import EngineError, TextServer
 from serve.start import served
 from tests.untrained import save_untrained_artefact
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import AsyncIterator
 
 pytestmark = [
     pytest.mark.ray,
@@ -30,6 +37,85 @@ pytestmark = [
 DOCUMENTS = ["Daily sea ice extent from passive microwave sensors.", "River ice dates.", "Sand dunes."]
 
 
+def check_a_conversation(client: openai.OpenAI) -> None:
+    """Check that the same words come whole and as they are written, whatever sampling a client asks for."""
+    messages: Any = [{"role": "user", "content": "What is sea ice? Answer in one sentence."}]
+    whole = client.chat.completions.create(model="smollm2", messages=messages, max_tokens=24, temperature=2)
+    said = whole.choices[0].message.content
+    assert said
+    assert whole.usage is not None
+    assert 0 < whole.usage.completion_tokens <= 24
+    assert whole.choices[0].finish_reason == ("length" if whole.usage.completion_tokens == 24 else "stop")
+    chunks = list(
+        client.chat.completions.create(
+            model="smollm2", messages=messages, max_tokens=24, temperature=0.1, n=3, stream=True
+        )
+    )
+    assert len(chunks) > 3
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == said  # greedy, as we say
+
+
+class ScriptedEngine(TextServer):
+    """A text server whose engine streams what it is told to."""
+
+    def __init__(self, *batches: Any) -> None:
+        self._batches = batches
+
+    def __del__(self) -> None:  # type: ignore[override]
+        """Leave nothing behind: the base class's is a coroutine, which Ray Serve awaits."""
+
+    async def chat(self, request: Any, raw_request_info: Any = None) -> Any:
+        async def streamed() -> AsyncIterator[Any]:
+            for batch in self._batches:
+                yield batch
+
+        return streamed()
+
+
+def conversed(*batches: Any) -> list[ChatPiece | ChatCost]:
+    engine = EngineConfig(model=Path(), max_model_tokens=64, max_new_tokens=16, temperature=0.0, seed=0)
+
+    async def collected() -> list[ChatPiece | ChatCost]:
+        task = ChatTask((("user", "hello"),), max_tokens=4)
+        return [piece async for piece in ScriptedEngine(*batches).converse(task, engine)]
+
+    return asyncio.run(collected())
+
+
+@pytest.mark.parametrize("is_object", [False, True])
+def test_what_an_engine_refuses_is_the_caller_s_fault_and_what_fails_is_not(is_object: bool) -> None:
+    from ray.serve.llm.openai_api_models import ErrorResponse
+
+    def refusal(code: int) -> Any:
+        told = {"message": "roles must alternate", "type": "BadRequestError", "code": code}
+        return (
+            ErrorResponse.model_validate({"error": told})
+            if is_object
+            else f"data: {json.dumps({'error': told})}"
+        )
+
+    with pytest.raises(InvalidRequestError, match="no place for such messages"):
+        conversed([refusal(400)])
+    with pytest.raises(EngineError, match="roles must alternate"):
+        conversed([refusal(500)])
+
+
+def test_an_engine_s_stream_is_read_piece_by_piece() -> None:
+    def chunk(content: str | None, finish_reason: str | None = None) -> str:
+        choice = {"index": 0, "delta": {"content": content}, "finish_reason": finish_reason}
+        return f"data: {json.dumps({'choices': [choice]})}\n\n"
+
+    cost = {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}}
+    last = f"data: {json.dumps(cost)}\n\ndata: [DONE]\n\n"
+    told = conversed([chunk(None), chunk("Sea\u2028 ")], [chunk("ice", "length") + last])
+    assert told == [
+        ChatPiece("", None),
+        ChatPiece("Sea\u2028 ", None),
+        ChatPiece("ice", "length"),
+        ChatCost(9, 2),
+    ]
+
+
 def test_an_engine_s_texts_are_streamed_and_verified(ray_instance: None, tmp_path: Path) -> None:
     save_untrained_artefact(tmp_path / "tiny", texts=["sea ice", *DOCUMENTS])
     with socket.socket() as listener:
@@ -40,6 +126,7 @@ def test_an_engine_s_texts_are_streamed_and_verified(ray_instance: None, tmp_pat
         artefact=tmp_path / "tiny",
         auth=False,
         explainer="smollm2",
+        chat=True,
         max_model_tokens=2048,
         gateway=small,
         reranker=small,
@@ -51,6 +138,13 @@ def test_an_engine_s_texts_are_streamed_and_verified(ray_instance: None, tmp_pat
         answer = httpx.post(address, json=body, timeout=60, trust_env=False).json()
         headers = {"Accept": "text/event-stream"}
         streamed = httpx.post(address, json=body, headers=headers, timeout=60, trust_env=False).text
+        client = openai.OpenAI(
+            api_key="none",
+            base_url=f"http://127.0.0.1:{port}/v1",
+            http_client=openai.DefaultHttpxClient(trust_env=False),
+            max_retries=0,
+        )
+        check_a_conversation(client)
     assert "degraded" not in answer
     for result in answer["results"][:2]:
         text = result["explanation"]["text"]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from serve.chat import ChatModel
     from serve.explainer import Writer
     from serve.explanations import Attributors
     from serve.first_stage import Retrievers
@@ -55,6 +56,7 @@ def connect(artefact: Path, card: ModelCard) -> Iterator[Callable[..., TestClien
             attributors: Attributors | None = None,
             writer: Writer | None = None,
             retrievers: Retrievers | None = None,
+            chat_model: ChatModel | None = None,
             **settings: object,
         ) -> TestClient:
             args = ServeArgs.model_validate(
@@ -68,6 +70,7 @@ def connect(artefact: Path, card: ModelCard) -> Iterator[Callable[..., TestClien
                 or AttributorService(build_overlap_attributor, open_overlap_deletion, digest=card.digest),
                 writer=writer,
                 retrievers=retrievers,
+                chat_model=chat_model,
             )
             return stack.enter_context(TestClient(app, client=("127.0.0.1", 50_000)))
 

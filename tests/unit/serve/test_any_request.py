@@ -15,7 +15,7 @@ from schemathesis.checks import not_a_server_error, response_schema_conformance,
 from rerank_core.records import Document
 from rerank_core.retrieval.bm25 import Bm25Retriever
 from serve.retriever import RetrieverService
-from tests.fake_services import TEXTS
+from tests.fake_services import TEXTS, ScriptedChat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,15 +42,22 @@ FIELDS = (
     "text_2",
     "texts",
     "scale",
+    "messages",
 )
 BODIES = JSON_VALUES | st.dictionaries(st.sampled_from(FIELDS), JSON_VALUES, max_size=6)
-PATHS = ("/v1/rerank", "/v1/score", "/tei/rerank", "/v1/attribute", "/v1/explain")
+PATHS = ("/v1/rerank", "/v1/score", "/tei/rerank", "/v1/attribute", "/v1/explain", "/v1/chat/completions")
 
 
 @pytest.fixture
 def client(connect: Callable[..., TestClient]) -> TestClient:
     corpus = RetrieverService(Bm25Retriever([Document(str(n), text) for n, text in enumerate(TEXTS)]))
-    return connect(retrievers=corpus, max_documents=50, requests_per_minute=10_000_000, max_evals=20)
+    return connect(
+        retrievers=corpus,
+        chat_model=ScriptedChat(),
+        max_documents=50,
+        requests_per_minute=10_000_000,
+        max_evals=20,
+    )
 
 
 def test_no_request_of_the_openapi_document_breaks_the_server_or_its_schema(client: TestClient) -> None:

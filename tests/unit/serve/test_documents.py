@@ -16,6 +16,7 @@ from rerank_core.records import Document
 from rerank_core.retrieval.bm25 import Bm25Retriever
 from serve.args import ServeArgs
 from serve.retriever import RetrieverService
+from tests.fake_services import ScriptedChat
 from whyrank import JOBS, SERVING, parse
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ def test_every_request_of_the_api_s_description_is_answered(
     line, _, body = request_text.partition("\n")
     method, path = line.split()
     corpus = RetrieverService(Bm25Retriever([Document("d1", "Sea ice.")]))
-    answer = connect(retrievers=corpus).request(method, path, json=json.loads(body) if body.strip() else None)
+    answer = connect(retrievers=corpus, chat_model=ScriptedChat()).request(
+        method, path, json=json.loads(body) if body.strip() else None
+    )
     assert answer.status_code == 200, answer.text
 
 
