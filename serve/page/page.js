@@ -101,6 +101,9 @@ function showRanking(told) {
     const above = item.querySelector(".above");
     above.hidden = after === told.results.length;
     above.addEventListener("click", () => showContrast(item, result.index, place));
+    const decides = item.querySelector(".decides");
+    decides.hidden = above.hidden; // the last one cannot stand lower
+    decides.addEventListener("click", () => showRankFlip(item, result.index, place));
     items.set(result.index, item);
     list.append(item);
   });
@@ -180,6 +183,39 @@ function showEnd(told) {
   const late = told.degraded.includes("attributor") ? " The values are coarse or missing: there was no time." : "";
   const silent = told.degraded.includes("explainer") ? " No language model wrote: the texts are fixed forms." : "";
   say(`Done.${late}${silent}`);
+}
+
+async function showRankFlip(item, index, place) {
+  const button = item.querySelector(".decides");
+  const told = item.querySelector(".flip");
+  button.disabled = true;
+  told.hidden = false;
+  told.textContent = "Searching …";
+  let flip;
+  try {
+    const body = { ...asked, target: "rank", explain: { top_k: 1, skip: place } };
+    await stream("v1/attribute", body, {
+      attributions(found) { flip = found.explanations[index]?.rank_flip ?? flip; },
+    });
+    told.replaceChildren(...flipped(flip));
+  } catch (error) {
+    told.textContent = error.message;
+  } finally {
+    button.disabled = false;
+  }
+}
+
+// Says what was found of the words that hold a result at its rank.
+function flipped(flip) {
+  if (!flip) return ["There was no time to search for these words."];
+  if (!flip.units.length) return ["No few words decide it."];
+  const words = flip.units.map((unit) => {
+    const marked = document.createElement("mark");
+    marked.textContent = unit.text;
+    return marked;
+  });
+  const listed = words.flatMap((word, n) => (n ? [", ", word] : [word]));
+  return ["Without ", ...listed, ` it would stand at rank ${flip.flipped_rank}.`];
 }
 
 async function showContrast(item, index, place) {

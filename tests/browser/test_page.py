@@ -143,6 +143,18 @@ def test_why_above_the_next_one_is_answered_beside_the_result(page: Page, server
     expect(second.locator(".contrast .why")).to_contain_text("above the document at rank 3")
 
 
+def test_what_decides_a_rank_is_answered_beside_the_result(page: Page, server: tuple[str, str]) -> None:
+    ask(page, server[1])
+    assert page.locator("#results .decides:visible").count() == 3  # the last one cannot stand lower
+    second = page.locator("#results .result").nth(1)
+    second.locator(".decides").focus()
+    page.keyboard.press("Enter")
+    expect(second.locator(".flip")).to_have_text("Without sea, ice it would stand at rank 4.")
+    assert second.locator(".flip mark").all_text_contents() == ["sea", "ice"]
+    assert page.evaluate("flipped({ units: [] })") == ["No few words decide it."]
+    assert page.evaluate("flipped(undefined)") == ["There was no time to search for these words."]
+
+
 def test_a_heat_map_shows_at_the_result_that_has_the_focus_alone(page: Page, server: tuple[str, str]) -> None:
     ask(page, server[1])
     word = page.locator("#results .result").nth(1).locator(".text .word.strong").first
