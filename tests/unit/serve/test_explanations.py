@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import pytest
 from serve.attributor import COARSE_EVALS, Attributed, AttributionTask
 from serve.errors import ServerFaultError, UnavailableError
 from tests.fake_services import ScriptedWriter, build_overlap_attributor, open_overlap_deletion
+from tests.streams import STREAM, events_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
@@ -64,15 +64,6 @@ class ScriptedAttributors:
             if isinstance(answer, Exception):
                 raise answer
             yield answer
-
-
-def events_of(answer: Any) -> list[tuple[str, Any]]:
-    """Return the events of a stream, each with its name."""
-    events = []
-    for block in answer.text.strip().split("\n\n"):
-        name, data = block.split("\n")
-        events.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
-    return events
 
 
 # --- words
@@ -338,8 +329,6 @@ def test_words_of_another_model_than_the_one_that_ranked_are_not_shown(
 
 
 # --- streams
-
-STREAM = {"Accept": "text/event-stream"}
 
 
 def test_a_stream_brings_the_ranking_then_words_then_better_words_then_texts(

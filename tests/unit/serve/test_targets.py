@@ -13,7 +13,7 @@ from serve.attributor import AttributorService
 from serve.explanations import CLEAR_DIFFERENCE, Asked, RankedList, standing_at
 from serve.gateway import explaining_cost
 from tests.fake_services import ScriptedWriter, build_overlap_attributor, open_overlap_deletion
-from tests.unit.serve.test_explanations import STREAM, events_of
+from tests.streams import STREAM, events_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
