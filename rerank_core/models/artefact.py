@@ -5,6 +5,7 @@
     head.safetensors                                    the single neuron
     reranker.json                                       template, head, calibration, lengths, provenance
     golden.jsonl                                        pairs with their scores; loading re-scores them
+    SHA256SUMS                                          digests of all other files; loading compares them
 
 Nothing in the folder is ever executed.
 """
@@ -48,7 +49,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Format 1 had no `SHA256SUMS`: only its golden pairs tell whether such an artefact was altered."""
+
+DIGESTS = "SHA256SUMS"
 NUM_GOLDEN_PAIRS = 32
 TOLERANCE = {"fp32": 1e-4}
 """How far a golden pair's score may lie from the recorded one, by precision, on any device."""
@@ -131,6 +136,26 @@ def _write_files(
     save_file(weights, folder / "head.safetensors")
     (folder / "reranker.json").write_text(json.dumps(asdict(spec), indent=2) + "\n", encoding="utf-8")
     (folder / "golden.jsonl").write_text("".join(golden_rows), encoding="utf-8")
+    write_digests(folder)
+
+
+def write_digests(folder: Path) -> None:
+    """Write `SHA256SUMS` for all files as they are now, as `sha256sum` would; `sha256sum -c` reads it."""
+    (folder / DIGESTS).write_text(_digest_lines(_digest_by_name(folder)), encoding="utf-8")
+
+
+def _digest_by_name(folder: Path) -> dict[str, str]:
+    """Return the digest of each file of a folder by its relative name, in the order of names."""
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as stream:
+            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
+
+
+def _digest_lines(digest_by_name: Mapping[str, str]) -> str:
+    """Return what `SHA256SUMS` says of a folder's files."""
+    return "".join(f"{digest}  {name}\n" for name, digest in digest_by_name.items() if name != DIGESTS)
 
 
 def _golden_rows(scorer: LanguageModelScorer, pairs: Sequence[tuple[Query, Document]]) -> list[str]:
@@ -149,14 +174,17 @@ def load_artefact(
     max_tokens_per_batch: int = 8192,
     long_documents: LongDocuments = "truncate",
 ) -> LanguageModelScorer:
-    """Return the scorer of an artefact, after its golden pairs have been scored again.
+    """Return the scorer of an artefact, after its digests were compared and its golden pairs scored again.
 
     The golden pairs, and a calibration, are of truncated documents, as those in training are.
 
     Raises:
-        ArtefactError: a file is missing, broken, unsafe, of another format, or a golden score differs.
+        ArtefactError: a file is missing, altered, broken, unsafe, of another format or not the artefact's, or
+            a golden score differs.
     """
     spec = check_artefact(folder)
+    digest_by_name = _digest_by_name(folder)
+    _check_digests(folder, digest_by_name, spec=spec)
     try:
         encoder = PairEncoder(load_tokenizer(folder), spec.prompt_format())
     except ConfigError as error:
@@ -167,7 +195,7 @@ def load_artefact(
     scorer = LanguageModelScorer(
         model,
         encoder,
-        digest=artefact_digest(folder),
+        digest=_whole_digest(digest_by_name),
         max_tokens_per_batch=max_tokens_per_batch,
         long_documents=long_documents,
     )
@@ -209,9 +237,10 @@ def read_spec(folder: Path) -> RerankerSpec:
         ) from error
     except (OSError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise ArtefactError(f"{path} is broken ({error}); copy the artefact again") from error
-    if spec.format_version != FORMAT_VERSION:
+    if spec.format_version not in READABLE_VERSIONS:
+        readable = " and ".join(map(str, READABLE_VERSIONS))
         raise ArtefactError(
-            f"{path} has format {spec.format_version}, this Whyrank reads {FORMAT_VERSION}; train again"
+            f"{path} has format {spec.format_version}, this Whyrank reads {readable}; train again"
         )
     wrong = [name for name, is_known in _known_settings(spec).items() if not is_known]
     if wrong:
@@ -254,12 +283,47 @@ def _is_tolerance(value: object) -> bool:
 
 def artefact_digest(folder: Path) -> str:
     """Return a digest over all that decides a score: weights, configuration, tokenizer, reranker.json."""
+    return _whole_digest(_digest_by_name(folder))
+
+
+def _whole_digest(digest_by_name: Mapping[str, str]) -> str:
     whole = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
-        with path.open("rb") as stream:
-            whole.update(f"{name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    for name, digest in digest_by_name.items():
+        whole.update(f"{name} {digest}\n".encode())
     return whole.hexdigest()
+
+
+def _check_digests(folder: Path, digest_by_name: Mapping[str, str], *, spec: RerankerSpec) -> None:
+    """Compare a folder's files with what `SHA256SUMS` states of them.
+
+    Raises:
+        ArtefactError: a file has another digest, is missing or is not named there; or there are no digests,
+            and the format is one that has them.
+    """
+    path = folder / DIGESTS
+    if DIGESTS not in digest_by_name:
+        if spec.format_version == 1:
+            return
+        raise ArtefactError(f"{path} is missing; copy the artefact again")
+    raw = path.read_bytes()
+    if raw == _digest_lines(digest_by_name).encode():
+        return
+    lines = [line.partition("  ") for line in raw.decode(errors="replace").split("\n")]
+    stated = {name: digest for digest, _, name in lines if name}
+    for name in sorted({*stated, *digest_by_name} - {DIGESTS}):
+        if name not in digest_by_name:
+            raise ArtefactError(f"{folder / name} is missing; copy the artefact again")
+        if name not in stated:
+            raise ArtefactError(
+                f"{folder / name} is none of the artefact's files ({DIGESTS} does not name it); delete it, or"
+                " copy the artefact again"
+            )
+        if stated[name] != digest_by_name[name]:
+            raise ArtefactError(
+                f"{folder / name} is not as it was written ({DIGESTS} states another digest); copy the"
+                " artefact again"
+            )
+    raise ArtefactError(f"{path} is not as it was written; copy the artefact again")
 
 
 def _load_model(folder: Path, spec: RerankerSpec) -> SingleNeuronModel:

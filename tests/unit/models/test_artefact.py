@@ -1,11 +1,13 @@
 """The artefact gives the same scores everywhere, or is refused."""
 
+import hashlib
 import json
 import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +22,7 @@ from rerank_core.models.artefact import (
     load_artefact,
     read_spec,
     save_artefact,
+    write_digests,
 )
 from rerank_core.models.scorer import LanguageModelScorer
 from rerank_core.records import Calibration, Document, Query
@@ -105,6 +108,7 @@ def test_a_changed_golden_score_is_refused(artefact: Path) -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[4]["score"] += 2e-4
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_digests(artefact)
     with pytest.raises(ArtefactError, match=r"golden\.jsonl:5: the pair now scores"):
         load_artefact(artefact)
 
@@ -114,12 +118,14 @@ def test_a_golden_score_within_the_tolerance_is_accepted(artefact: Path) -> None
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[4]["score"] += 5e-5
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_digests(artefact)
     load_artefact(artefact)
 
 
 def test_altered_weights_are_refused(artefact: Path) -> None:
     weights = load_file(artefact / "head.safetensors")
     save_file({name: tensor + 0.1 for name, tensor in weights.items()}, artefact / "head.safetensors")
+    write_digests(artefact)
     with pytest.raises(ArtefactError, match="were altered"):
         load_artefact(artefact)
 
@@ -129,6 +135,7 @@ def test_weights_that_are_not_numbers_are_refused(artefact: Path) -> None:
     save_file(
         {n: torch.full_like(t, float("nan")) for n, t in weights.items()}, artefact / "head.safetensors"
     )
+    write_digests(artefact)
     with pytest.raises(ArtefactError, match="scores nan"):
         load_artefact(artefact)
 
@@ -231,8 +238,10 @@ BROKEN = {
 
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_broken_artefact_is_refused_by_name(artefact: Path, fault: str) -> None:
+    """Whoever broke it may have written digests that fit."""
     change, message = BROKEN[fault]
     change(artefact)
+    write_digests(artefact)
     with pytest.raises(ArtefactError, match=message):
         load_artefact(artefact)
 
@@ -243,6 +252,7 @@ def test_a_vocabulary_larger_than_the_weights_is_refused(artefact: Path) -> None
     vocabulary = content["model"]["vocab"]
     vocabulary["sea"] = len(vocabulary) + 100
     path.write_text(json.dumps(content))
+    write_digests(artefact)
     with pytest.raises(ArtefactError, match=r"tokenizer\.json names tokens"):
         load_artefact(artefact)
 
@@ -264,6 +274,70 @@ def test_an_artefact_is_checked_without_loading_it(artefact: Path) -> None:
     (artefact / "head.safetensors").rename(artefact / "head.pt")
     with pytest.raises(ArtefactError, match="pickled code"):
         check_artefact(artefact)
+
+
+FILES = (
+    "SHA256SUMS",
+    "config.json",
+    "golden.jsonl",
+    "head.safetensors",
+    "model.safetensors",
+    "reranker.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+
+
+def test_an_artefact_has_these_files(artefact: Path) -> None:
+    assert tuple(sorted(path.name for path in artefact.iterdir())) == FILES
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_in_any_file_is_refused(artefact: Path, name: str, rng: np.random.Generator) -> None:
+    path = artefact / name
+    whole = path.read_bytes()
+    places = [0, len(whole) - 1, *rng.integers(len(whole), size=20).tolist()]
+    for place in places:
+        for bit in (0x01, 0x20, 0x80):  # of white space, of upper and lower case, of no ASCII any more
+            altered = bytearray(whole)
+            altered[place] ^= bit
+            path.write_bytes(altered)
+            with pytest.raises(ArtefactError, match=r"(copy|train|download) .* again"):
+                load_artefact(artefact)
+    path.write_bytes(whole)
+    load_artefact(artefact)
+
+
+def test_a_file_that_was_not_written_with_the_artefact_is_refused(artefact: Path) -> None:
+    (artefact / "special_tokens_map.json").write_text("{}")
+    with pytest.raises(ArtefactError, match=r"special_tokens_map\.json is none of the artefact's files"):
+        load_artefact(artefact)
+
+
+def test_a_file_that_is_gone_is_named(artefact: Path) -> None:
+    (artefact / "tokenizer_config.json").unlink()
+    with pytest.raises(ArtefactError, match=r"tokenizer_config\.json is missing"):
+        load_artefact(artefact)
+
+
+def test_digests_that_are_gone_are_missed(artefact: Path) -> None:
+    (artefact / "SHA256SUMS").unlink()
+    with pytest.raises(ArtefactError, match="SHA256SUMS is missing"):
+        load_artefact(artefact)
+
+
+def test_digests_are_those_that_sha256sum_would_check(artefact: Path) -> None:
+    for line in (artefact / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((artefact / name).read_bytes()).hexdigest() == digest
+
+
+def test_an_artefact_of_the_format_before_digests_is_read(artefact: Path) -> None:
+    _set("format_version", 1)(artefact)
+    (artefact / "SHA256SUMS").unlink()
+    assert load_artefact(artefact).digest == artefact_digest(artefact)
+    _edit("tokenizer_config.json", note="nothing of it decides a score")(artefact)
+    load_artefact(artefact)
 
 
 def test_a_loaded_scorer_keeps_to_its_token_budget(artefact: Path) -> None:
