@@ -59,17 +59,33 @@ def build_app(args: ServeArgs) -> Application:
     """Return the application that `serve run` and `whyrank serve` start."""
     if args.explainer is None:
         return wired(args, engine=None, text_server=None)
-    from rerank_core.models.pretrained import resolve_model
     from serve.llm import build_text_server  # loads vLLM
 
     engine = EngineConfig(
-        model=resolve_model(args.explainer).resolve(),
+        model=explainer_folder(args.explainer, args.explainer_lora),
         max_model_tokens=args.max_model_tokens,
         max_new_tokens=args.max_new_tokens,
         temperature=0.0,
         seed=0,
     )
     return wired(args, engine=engine, text_server=build_text_server(engine, args.text_server))
+
+
+def explainer_folder(name: str, lora: Path | None) -> Path:
+    """Return the model folder that the explainer's engine loads: with an adapter, a merged copy.
+
+    Raises:
+        ConfigError: no model goes by that name.
+        ArtefactError: the model or the adapter is broken, or could run code.
+    """
+    from rerank_core.models.pretrained import resolve_model
+
+    model = resolve_model(name).resolve()
+    if lora is None:
+        return model
+    from rerank_core.models.merged import merge_lora  # loads torch
+
+    return merge_lora(model, lora)
 
 
 def wired(args: ServeArgs, *, engine: EngineConfig | None, text_server: Application | None) -> Application:
@@ -124,7 +140,7 @@ def build_http(  # noqa: PLR0913 - one argument per part
     )
     chat = ChatService(
         chat_model,
-        name=args.explainer or "explainer",
+        name=args.explainer_name,
         special_tokens=vocabulary.special_tokens if vocabulary else (),
         num_tokens=vocabulary.num_tokens if vocabulary else len,
         admission=conversations,
@@ -159,7 +175,7 @@ def _explainer(
 ) -> ExplainerService:
     return ExplainerService(
         writer,
-        name=args.explainer or "template",
+        name=args.explainer_name,
         special_tokens=vocabulary.special_tokens if vocabulary else (),
         num_tokens=vocabulary.num_tokens if vocabulary else len,
         max_prompt_tokens=args.max_model_tokens - args.max_new_tokens - FORMAT_TOKENS,

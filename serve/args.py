@@ -81,6 +81,11 @@ class ServeArgs(_Settings):
         description="Language model that writes the texts: a name (`smollm2`) or a folder. Without one a"
         " template writes them.",
     )
+    explainer_lora: Path | None = Field(
+        None,
+        description="Folder of a LoRA adapter for the explainer, as PEFT writes it (safetensors alone); it is"
+        " merged into a copy of the weights.",
+    )
     chat: bool = Field(
         False, description="Answer OpenAI's chat completions too, with the explainer and its sampling."
     )
@@ -113,8 +118,10 @@ class ServeArgs(_Settings):
                 "give either keys (a file that `whyrank key --keys FILE --name NAME` writes), or auth=false"
                 " (--no-auth)"
             )
-        if self.chat and self.explainer is None:
-            raise ValueError("chat is the explainer's: give one (--explainer), or leave chat out")
+        if self.explainer is None and (self.chat or self.explainer_lora is not None):
+            raise ValueError(
+                "chat and explainer_lora are the explainer's: give one (--explainer), or leave them out"
+            )
         if self.answer_timeout_s <= self.attribution_timeout_s + self.explanation_timeout_s:
             raise ValueError(
                 f"answer_timeout_s {self.answer_timeout_s:g} must be more than attribution_timeout_s and"
@@ -126,6 +133,14 @@ class ServeArgs(_Settings):
     def model_name(self) -> str:
         """The name that clients ask for."""
         return self.name or self.artefact.resolve().name
+
+    @property
+    def explainer_name(self) -> str:
+        """The name of who writes texts: with an adapter also the adapter's."""
+        if self.explainer is None:
+            return "template"
+        lora = self.explainer_lora
+        return self.explainer if lora is None else f"{self.explainer}+{lora.resolve().name}"
 
 
 class ServeCommand(ServeArgs):

@@ -5,6 +5,7 @@ const EXPLAINED = 5;
 const form = document.getElementById("form");
 const query = document.getElementById("query");
 const documents = document.getElementById("documents");
+const search = document.getElementById("search");
 const key = document.getElementById("key");
 const status = document.getElementById("status");
 const list = document.getElementById("results");
@@ -12,7 +13,8 @@ const legend = document.getElementById("legend");
 const template = document.getElementById("result");
 
 let asked = null; // the request whose results are shown
-let items = new Map(); // position in the request -> its element
+let items = new Map(); // position in the first stage's list -> its element
+let shown = new Map(); // the same -> title and text of the document
 
 key.value = sessionStorage.getItem("whyrank-key") || "";
 
@@ -20,9 +22,10 @@ form.addEventListener("submit", async (event) => {
   event.preventDefault();
   sessionStorage.setItem("whyrank-key", key.value);
   const texts = documents.value.split("\n").map((line) => line.trim()).filter(Boolean);
-  asked = { query: query.value, documents: texts };
+  asked = search.checked ? { query: query.value } : { query: query.value, documents: texts };
   list.replaceChildren();
   items = new Map();
+  shown = new Map();
   legend.hidden = true;
   say("Ranking …");
   document.getElementById("rank").disabled = true;
@@ -37,10 +40,37 @@ form.addEventListener("submit", async (event) => {
   }
 });
 
+key.addEventListener("change", offerSearch);
+search.addEventListener("change", showSource);
+offerSearch();
+
+// Offers to search where a corpus is served; a server that asks for keys says so to whoever brings one.
+async function offerSearch() {
+  try {
+    const answer = await fetch("v1/models", { headers: withKey({}) });
+    if (!answer.ok) return;
+    const { data } = await answer.json();
+    document.getElementById("source").hidden = !data.some((model) => model.has_corpus);
+  } catch {
+    // Who ranks next is told why nobody answers.
+  }
+}
+
+function showSource() {
+  document.getElementById("list").hidden = search.checked;
+  documents.required = !search.checked;
+}
+
+function withKey(headers) {
+  return key.value ? { ...headers, Authorization: `Bearer ${key.value}` } : headers;
+}
+
 document.getElementById("sample").addEventListener("click", async () => {
   const sample = await (await fetch("page/sample.json")).json();
   query.value = sample.query;
   documents.value = sample.documents.join("\n");
+  search.checked = false;
+  showSource();
   query.focus();
 });
 
@@ -51,8 +81,7 @@ function say(text, failed = false) {
 
 // Sends a request, and hands every event of the answer to its handler.
 async function stream(path, body, handlers) {
-  const headers = { "Content-Type": "application/json", Accept: "text/event-stream" };
-  if (key.value) headers.Authorization = `Bearer ${key.value}`;
+  const headers = withKey({ "Content-Type": "application/json", Accept: "text/event-stream" });
   const answer = await fetch(path, { method: "POST", headers, body: JSON.stringify(body) });
   if (!answer.ok) throw new Error(await refusal(answer));
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -96,7 +125,9 @@ function showRanking(told) {
     change.classList.add(moved > 0 ? "up" : moved < 0 ? "down" : "same");
     item.querySelector(".score").textContent = result.relevance_score.toFixed(3);
     item.querySelector(".score").title = `score, as ${told.meta.scale}`;
-    item.querySelector(".text").textContent = asked.documents[result.index];
+    const { title = "", text } = result.document || { text: asked.documents[result.index] };
+    shown.set(result.index, { title, text });
+    paint(item.querySelector(".text"), shown.get(result.index), []);
     item.setAttribute("aria-label", `Rank ${after}, was ${before}`);
     const above = item.querySelector(".above");
     above.hidden = after === told.results.length;
@@ -111,12 +142,12 @@ function showRanking(told) {
 }
 
 function showWords(told) {
-  legend.hidden = false;
+  legend.hidden = items.size === 0;
   for (const [index, explanation] of Object.entries(told.explanations)) {
     const item = items.get(Number(index));
     if (!item || !explanation.attribution) continue;
     const found = explanation.attribution;
-    paint(item.querySelector(".text"), asked.documents[index], found.units);
+    paint(item.querySelector(".text"), shown.get(Number(index)), found.units);
     const note = item.querySelector(".note");
     note.hidden = false;
     const error = found.error === undefined ? "" : `, error about ${found.error.toFixed(2)}`;
@@ -125,9 +156,15 @@ function showWords(told) {
   say(told.is_refined ? "Writing explanations …" : "Refining the values …");
 }
 
-// Lays values over a text: each word's share of the largest one is how strongly it is marked.
-function paint(element, text, units) {
+// Lays values over a document: each word's share of the largest one is how strongly it is marked.
+function paint(element, { title, text }, units) {
   const largest = Math.max(...units.map((unit) => Math.abs(unit.value)), 1e-9);
+  const of = (field) => units.filter((unit) => unit.field === field);
+  const head = title ? [...painted(title, of("title"), largest), document.createTextNode(" – ")] : [];
+  element.replaceChildren(...head, ...painted(text, of("text"), largest));
+}
+
+function painted(text, units, largest) {
   const pieces = [];
   let end = 0;
   for (const unit of [...units].sort((one, other) => one.start - other.start)) {
@@ -144,7 +181,7 @@ function paint(element, text, units) {
     end = unit.end;
   }
   pieces.push(document.createTextNode(slice(text, end)));
-  element.replaceChildren(...pieces);
+  return pieces;
 }
 
 function slice(text, start, end) {
@@ -182,7 +219,8 @@ function write(why, mark, text) {
 function showEnd(told) {
   const late = told.degraded.includes("attributor") ? " The values are coarse or missing: there was no time." : "";
   const silent = told.degraded.includes("explainer") ? " No language model wrote: the texts are fixed forms." : "";
-  say(`Done.${late}${silent}`);
+  const nothing = items.size ? "" : " No document of the corpus shares a word with the query.";
+  say(`Done.${nothing}${late}${silent}`);
 }
 
 async function showRankFlip(item, index, place) {
@@ -233,7 +271,7 @@ async function showContrast(item, index, place) {
         const above = told.explanations[index]?.above;
         if (!above) return;
         const next = panel.querySelector(".next");
-        paint(next, asked.documents[above.index], above.attribution.units);
+        paint(next, shown.get(above.index), above.attribution.units);
         next.prepend(`The next one, ${above.margin.toFixed(2)} lower: `);
       },
       explanation(told) { write(why, panel.querySelector(".mark"), told.text); },

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,21 +14,26 @@ import uvicorn
 from playwright.sync_api import expect
 
 from rerank_core.data.loading import load_collection
+from rerank_core.records import Document
+from rerank_core.retrieval.bm25 import Bm25Retriever
 from rerank_core.testing import OverlapScorer, grounded_answer
 from serve.app import build_http
 from serve.args import ServeArgs
 from serve.attributor import AttributorService
 from serve.auth import add_key
 from serve.reranker import ModelCard, Reranker
+from serve.retriever import RetrieverService
 from serve.routes import PAGE
 from tests.fake_services import TEXTS, ScriptedWriter, build_overlap_attributor, open_overlap_deletion
 from tests.untrained import save_untrained_artefact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
     from typing import Any
 
     from playwright.sync_api import Browser, Page
+    from starlette.types import ASGIApp
 
 pytestmark = pytest.mark.browser
 
@@ -36,6 +42,12 @@ HOSTILE = (
     " ice \U0001d54f sea"
 )
 LINES = ("sand dunes of a desert", HOSTILE, "sea ice thickness from radar on lakes", "river ice dates")
+HOSTILE_TITLE = "<b>lakes</b>"
+CORPUS = (
+    Document("lakes", "ice on water", title=HOSTILE_TITLE),
+    Document("sea", "the sea, far from any ice"),
+    Document("dust", "dust in the air"),
+)
 SIZES = {"wide": {"width": 1280, "height": 900}, "narrow": {"width": 360, "height": 740}}
 
 
@@ -58,16 +70,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
         reranker=Reranker(OverlapScorer(), card, max_tokens_per_batch=512),
         attributors=AttributorService(build_overlap_attributor, open_overlap_deletion, digest=card.digest),
         writer=ScriptedWriter(lying_about_rivers),
+        retrievers=RetrieverService(Bm25Retriever(CORPUS)),
     )
+    with running(app) as address:
+        yield address, key
+
+
+@contextmanager
+def running(app: ASGIApp) -> Iterator[str]:
+    """Serve an application on loopback; give its address."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        running = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        while not running.started:
+        while not server.started:
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/", key
-        running.should_exit = True
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        server.should_exit = True
         thread.join()
 
 
@@ -163,6 +183,70 @@ def test_a_heat_map_shows_at_the_result_that_has_the_focus_alone(page: Page, ser
     assert word.evaluate("e => getComputedStyle(e).backgroundColor") == transparent
     page.locator("#results .result").nth(1).focus()
     assert word.evaluate("e => getComputedStyle(e).backgroundColor") != transparent
+
+
+def search(page: Page, key: str, query: str) -> None:
+    """Search the corpus with the keyboard alone; it is offered once the key is known."""
+    page.locator("#access summary").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.type(key)
+    page.keyboard.press("Tab")
+    page.locator("#source").wait_for()
+    page.locator("#query").focus()
+    page.keyboard.type(query)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    assert not page.locator("#documents").is_visible()
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("Done")
+
+
+def test_a_corpus_is_offered_where_one_is_served_and_searched_with_the_keyboard_alone(
+    page: Page, server: tuple[str, str]
+) -> None:
+    assert not page.locator("#source").is_visible()  # who brings no key is told nothing
+    search(page, server[1], "lakes sea ice")
+    assert texts_of(page, "#results .text") == [
+        f"{HOSTILE_TITLE} – ice on water",
+        "the sea, far from any ice",
+    ]
+    assert texts_of(page, "#results .change") == ["= same", "= same"]
+    strong = page.locator("#results .result").first.locator(".text .word.strong").all_text_contents()
+    assert strong == ["lakes", "ice"]  # of the title and of the text
+    assert page.locator("#results b, #results img").count() == 0
+    page.locator("#results .above").first.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#results .contrast .next").first).to_contain_text("the sea, far from any ice")
+    assert page.locator("html").evaluate("e => e.scrollWidth <= window.innerWidth")
+
+
+def test_a_search_that_finds_nothing_says_so(page: Page, server: tuple[str, str]) -> None:
+    search(page, server[1], "zebra")
+    expect(page.locator("#status")).to_have_text(
+        "Done. No document of the corpus shares a word with the query."
+    )
+    assert not page.locator("#legend").is_visible()
+    page.locator("#sample").click()  # the sample is a list
+    expect(page.locator("#documents")).to_be_visible()
+
+
+def test_no_corpus_is_offered_where_none_is_served(browser: Browser, tmp_path: Path) -> None:
+    save_untrained_artefact(tmp_path / "tiny", texts=TEXTS)
+    card = ModelCard(
+        digest="ab" * 32, max_length=48, max_query_length=16, long_documents="truncate", calibration=None
+    )
+    app = build_http(
+        ServeArgs(artefact=tmp_path / "tiny", auth=False),
+        reranker=Reranker(OverlapScorer(), card, max_tokens_per_batch=512),
+        attributors=AttributorService(build_overlap_attributor, digest=card.digest),
+    )
+    with running(app) as address, browser.new_context() as context:
+        opened = context.new_page()
+        with opened.expect_response("**/v1/models") as told:
+            opened.goto(address)
+        assert told.value.json()["data"][0]["has_corpus"] is False
+        assert not opened.locator("#source").is_visible()
 
 
 def test_the_page_is_as_wide_as_the_screen(page: Page, server: tuple[str, str]) -> None:

@@ -172,9 +172,17 @@ def test_where_chat_is_not_enabled_it_says_how_it_would_be(connect: Callable[...
     assert "--chat" in error["remedy"]
 
 
-def test_chat_without_an_explainer_is_refused_before_anything_starts(artefact: Path) -> None:
+@pytest.mark.parametrize("setting", [{"chat": True}, {"explainer_lora": "adapter"}])
+def test_what_is_the_explainer_s_is_refused_where_there_is_none(
+    artefact: Path, setting: dict[str, Any]
+) -> None:
     with pytest.raises(ValidationError, match="--explainer"):
-        ServeArgs(artefact=artefact, auth=False, chat=True)
+        ServeArgs.model_validate({"artefact": artefact, "auth": False, **setting})
+
+
+def test_a_model_with_an_adapter_has_the_name_of_both(connect: Callable[..., TestClient]) -> None:
+    client = connect(chat_model=ScriptedChat(), explainer="talker", explainer_lora="runs/of/ice", chat=True)
+    assert client.post(PATH, json={"messages": MESSAGES}).json()["model"] == "talker+ice"
 
 
 @pytest.mark.parametrize(
