@@ -239,7 +239,7 @@ def test_no_corpus_is_offered_where_none_is_served(browser: Browser, tmp_path: P
     app = build_http(
         ServeArgs(artefact=tmp_path / "tiny", auth=False),
         reranker=Reranker(OverlapScorer(), card, max_tokens_per_batch=512),
-        attributors=AttributorService(build_overlap_attributor, digest=card.digest),
+        attributors=AttributorService(build_overlap_attributor, open_overlap_deletion, digest=card.digest),
     )
     with running(app) as address, browser.new_context() as context:
         opened = context.new_page()
