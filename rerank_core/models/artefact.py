@@ -229,6 +229,8 @@ def read_spec(folder: Path) -> RerankerSpec:
         ArtefactError: the file is missing or says something this version does not know.
     """
     path = folder / "reranker.json"
+    if path.exists() and not path.is_file():  # whoever opens a pipe waits for ever
+        raise ArtefactError(f"{path} is broken (it is no file); copy the artefact again")
     try:
         spec = _spec_of(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:

@@ -64,8 +64,8 @@ def check_model_folder(folder: Path) -> None:
     """Refuse a model folder that could execute something when it is loaded.
 
     Raises:
-        ArtefactError: there is a pickle, a program, a link out of the folder or an `auto_map`, or there are
-            no safetensors.
+        ArtefactError: there is a pickle, a program, a link out of the folder, a pipe or an `auto_map`, or
+            there are no safetensors.
     """
     _check_config(folder)
     for path in sorted(folder.rglob("*")):
@@ -77,6 +77,8 @@ def check_model_folder(folder: Path) -> None:
             raise ArtefactError(f"{path} is a program; Whyrank runs no code from a model folder: delete it")
         if path.is_symlink() and not _is_cache_link(path, folder):
             raise ArtefactError(f"{path} links out of the model folder; replace it by the file itself")
+        if not (path.is_file() or path.is_dir()):  # whoever opens a pipe waits for ever
+            raise ArtefactError(f"{path} is neither a file nor a folder; delete it")
     for path in sorted(folder.glob("*.json")):
         _refuse_auto_map(path)
     if not any(folder.glob("*.safetensors")):

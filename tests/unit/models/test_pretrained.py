@@ -50,6 +50,7 @@ HOSTILE = {
     "deep JSON": (_add("config.json", "[" * 200_000), "not JSON"),
     "no safetensors": (lambda folder: (folder / "model.safetensors").unlink(), "no \\*.safetensors"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "not a model folder"),
+    "pipe": (lambda folder: os.mkfifo(folder / "tokenizer.json"), "neither a file nor a folder"),
     "link out of the folder": (
         lambda folder: os.symlink("/etc/hostname", folder / "notes.txt"),
         "links out of",
