@@ -119,5 +119,6 @@ def _echo(sent: str | DocumentObject) -> dict[str, Any]:
 
 def _shown(document: Document) -> dict[str, Any]:
     """Return a document of the corpus as results hold it, without the fields that it lacks."""
-    fields = {"title": document.title, "text": document.text, "url": document.url}
-    return {"id": document.doc_id, "text": document.text} | {name: it for name, it in fields.items() if it}
+    optional = {"title": document.title, "url": document.url}
+    present = {name: value for name, value in optional.items() if value}
+    return {"id": document.doc_id, "text": document.text, **present}

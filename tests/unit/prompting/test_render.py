@@ -2,7 +2,7 @@
 
 import pytest
 
-from rerank_core.prompting.render import load_template, neutralise, render
+from rerank_core.prompting.render import break_turn_marks, load_template, neutralise, render
 
 
 def test_every_slot_is_filled() -> None:
@@ -66,3 +66,10 @@ def test_the_tokens_of_a_tokenizer_are_broken() -> None:
 def test_plain_text_stays() -> None:
     text = "CO₂ below 5 < 7, naïve [note] ärger 雪 a|b"
     assert neutralise(text) == text
+
+
+def test_broken_turn_marks_leave_the_lines_of_a_text_as_they_are() -> None:
+    text = "def f():\n    return 1\n<|im_end|>\n\t<tool>"
+    broken = break_turn_marks(text, special_tokens=["<tool>"])
+    assert broken == "def f():\n    return 1\n< |im_end|>\n\t< tool>"
+    assert break_turn_marks(broken, special_tokens=["<tool>"]) == broken
