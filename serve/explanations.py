@@ -155,7 +155,7 @@ async def _attributed(
     if not chosen:
         yield WordsFound({}, is_refined=True, rank_flips={})
         return
-    explained_first = explained_places(ranked, asked)
+    places = explained_places(ranked, asked)
     task = AttributionTask(
         query=ranked.query,
         documents=tuple(ranked.documents[index] for index in chosen),
@@ -164,18 +164,16 @@ async def _attributed(
         max_evals=asked.max_evals,
         seed=asked.seed,
         deadline_s=asked.deadline_s,
-        standings=tuple(standing_at(rank, ranked) for rank, _ in explained_first) if asked.with_flips else (),
+        standings=tuple(standing_at(rank, ranked) for rank, _ in places) if asked.with_flips else (),
     )
     async with aclosing(attributors.attribute(task)) as answers:
         async for found in answers:
             _require_same_model(ranked, found, chosen)
-            yield WordsFound(
-                dict(zip(chosen, found.attributions, strict=True)),
-                found.is_refined,
-                None
-                if found.rank_flips is None
-                else dict(zip((index for _, index in explained_first), found.rank_flips, strict=True)),
-            )
+            by_index = dict(zip(chosen, found.attributions, strict=True))
+            flips = None
+            if found.rank_flips is not None:
+                flips = {index: flip for (_, index), flip in zip(places, found.rank_flips, strict=True)}
+            yield WordsFound(by_index, found.is_refined, flips)
 
 
 def _require_same_model(ranked: RankedList, found: Attributed, chosen: Sequence[int]) -> None:

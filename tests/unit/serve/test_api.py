@@ -449,10 +449,14 @@ def test_metrics_have_a_label_per_route_and_hold_no_text(connect: Callable[..., 
 
 
 def test_the_openapi_document_has_examples_and_every_error(connect: Callable[..., TestClient]) -> None:
-    document = connect().get("/openapi.json").json()
-    for path in (*RERANK_PATHS, *SCORE_PATHS, "/tei/rerank"):
+    client = connect()
+    document = client.get("/openapi.json").json()
+    for path in (*RERANK_PATHS, *SCORE_PATHS, "/tei/rerank", "/v1/attribute", "/v1/explain"):
         operation = document["paths"][path]["post"]
-        assert operation["requestBody"]["content"]["application/json"]["examples"]
+        examples = operation["requestBody"]["content"]["application/json"]["examples"]
+        assert examples
+        for example in examples.values():
+            assert client.post(path, json=example["value"]).status_code == 200
         assert {"200", "400", "401", "404", "408", "413", "422", "429", "500", "503"} <= {
             *operation["responses"]
         }
