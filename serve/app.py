@@ -266,6 +266,7 @@ def _options(args: ReplicaArgs) -> dict[str, Any]:
             "target_ongoing_requests": args.target_ongoing_requests,
         },
         "ray_actor_options": {"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
+        "max_surge_percent": args.surge_percent,
         "max_ongoing_requests": MAX_ONGOING_REQUESTS,
         "max_queued_requests": MAX_QUEUED_REQUESTS,
         "health_check_period_s": HEALTH_CHECK_PERIOD_S,

@@ -35,6 +35,13 @@ class ReplicaArgs(_Scale):
 
     num_cpus: float = Field(0.5, ge=0, description="CPUs that Ray counts for a replica.")
     num_gpus: float = Field(0.0, ge=0, description="GPUs of a replica; a part of one shares it.")
+    surge_percent: int = Field(
+        100,
+        ge=0,
+        le=100,
+        description="Share of the replicas that an upgrade may start before it ends old ones; 0 where"
+        " there is no room for both.",
+    )
 
 
 class EngineArgs(_Scale):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 import uuid
 from contextlib import ExitStack
@@ -68,6 +69,8 @@ if TYPE_CHECKING:
     from serve.lists import TokenCounter
     from serve.reranker import ModelCard, Scored, ScoringTask
     from serve.schemas import RerankRequest, Scale, ScoredRequest, ScoreRequest, TeiRerankRequest
+
+ANY_NUMBER = sys.maxsize
 
 
 class RerankerService(Protocol):
@@ -311,17 +314,25 @@ class Gateway:
     ) -> tuple[ModelCard, list[tuple[CostedList, RankedList]]]:
         """Return the lists with their scores, all of the one artefact that the card is of.
 
-        The card is remembered; scores of another artefact, or of two, tell that the model is being replaced.
+        The card is remembered until scores come with another one. Where they come with two, the model is
+        being replaced, and each list is asked for once more, whole, of one replica.
         """
         _require_texts(lists, max_documents=self._limits.max_documents)
-        for _ in range(2):
-            card = await self._card_for(request)
-            costed = await self._costed(lists, card, token_limits(request) if request else TokenLimits())
+        limits = token_limits(request) if request else TokenLimits()
+        card = await self._card_for(request)
+        for max_tokens in (self._limits.max_tokens_per_task, ANY_NUMBER):
+            costed = await self._costed(lists, card, limits)
             with self._admission.work_of(sum(one.num_tokens for one in costed)):
-                scored = await self._scored(costed)
-            if {part.digest for own in scored for part in own} == {card.digest}:
-                return card, [(one, _rank(one, own)) for one, own in zip(costed, scored, strict=True)]
-            self._card = None
+                scored = await self._scored(costed, max_tokens=max_tokens)
+            before, card = card, scored[0][0].card
+            self._card = card
+            if any(part.card.digest != card.digest for own in scored for part in own):
+                continue
+            if card.digest != before.digest:
+                sent, costed = costed, await self._costed(lists, card, limits)
+                if [one.documents for one in sent] != [one.documents for one in costed]:
+                    continue  # this model's texts would have been cut elsewhere
+            return card, [(one, _rank(one, own)) for one, own in zip(costed, scored, strict=True)]
         raise UnavailableError(
             "the model is being replaced, and replicas answered with two versions of it",
             code="model_changing",
@@ -352,9 +363,9 @@ class Gateway:
         num_characters = sum(map(len, texts))
         return costed() if num_characters <= FEW_CHARACTERS else await asyncio.to_thread(costed)
 
-    async def _scored(self, lists: Sequence[CostedList]) -> list[list[Scored]]:
-        """Return the scores of each list's parts."""
-        parts = [list(one.tasks(self._limits.max_tokens_per_task)) for one in lists]
+    async def _scored(self, lists: Sequence[CostedList], *, max_tokens: int) -> list[list[Scored]]:
+        """Return the scores of each list's parts, which have at most so many tokens."""
+        parts = [list(one.tasks(max_tokens)) for one in lists]
         found = iter(await _together([self._reranker.score(task) for own in parts for task in own]))
         return [[next(found) for _ in own] for own in parts]
 
@@ -371,7 +382,7 @@ def _rank(costed: CostedList, parts: Sequence[Scored]) -> RankedList:
             remedy="the artefact is broken for this text; tell the operator",
         ) from error
     order = tuple(int(name) for name in ranking.doc_ids)
-    return RankedList(costed.query, costed.documents, scores, order, parts[0].digest)
+    return RankedList(costed.query, costed.documents, scores, order, parts[0].card.digest)
 
 
 async def _together(calls: Sequence[Awaitable[Scored]]) -> list[Scored]:

@@ -25,14 +25,6 @@ class ScoringTask:
     num_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """A task's scores as logits, in the order of its documents, and the artefact that they are of."""
-
-    scores: tuple[float, ...]
-    digest: str
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
     """What the served artefact is, and how it reads."""
@@ -42,6 +34,14 @@ class ModelCard:
     max_query_length: int
     long_documents: LongDocuments
     calibration: Calibration | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A task's scores as logits, in the order of its documents, and the model that they are of."""
+
+    scores: tuple[float, ...]
+    card: ModelCard
 
 
 class PairScorer(Protocol):
@@ -71,7 +71,7 @@ class Reranker:
     def _score_batch(self, tasks: Sequence[ScoringTask]) -> list[Scored]:
         pairs = [(task.query, document) for task in tasks for document in task.documents]
         scores = iter(self._scorer.score_pairs(pairs))
-        return [Scored(tuple(islice(scores, len(task.documents))), self._card.digest) for task in tasks]
+        return [Scored(tuple(islice(scores, len(task.documents))), self._card) for task in tasks]
 
 
 def load_served(

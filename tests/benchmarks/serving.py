@@ -97,7 +97,7 @@ class FreeReranker:
         return self._card
 
     async def score(self, task: ScoringTask) -> Scored:
-        return Scored((0.0,) * len(task.documents), self._card.digest)
+        return Scored((0.0,) * len(task.documents), self._card)
 
 
 class BareIngress:

@@ -2,116 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
 import signal
-import socket
 import threading
 import time
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cohere
 import httpx
 import psutil
 import pytest
-from ray import serve
 
 from rerank_core.attribution.deletion import members_of
 from rerank_core.attribution.masking import TokenMasker
-from rerank_core.errors import ResourceError
-from rerank_core.explanation.engine import EngineConfig
 from rerank_core.models.artefact import load_artefact
-from rerank_core.records import Calibration, Document, Query
+from rerank_core.records import Document, Query
 from rerank_core.retrieval.bm25 import Bm25Retriever
-from rerank_core.testing import grounded_answer
-from serve.app import build_app, wired
-from serve.args import ReplicaArgs, ServeArgs
-from serve.auth import add_key
-from serve.start import served
-from tests.untrained import save_untrained_artefact
+from tests.scripted_serve import QUERY, TEXTS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
     from pathlib import Path
 
 pytestmark = pytest.mark.ray
 
-QUERY = "sea ice thickness"
-TEXTS = [f"{subject} {number}" for number in range(6) for subject in ("sea ice", "river ice", "sand dunes")]
 READY_S = 60.0
-
-
-@pytest.fixture(scope="module")
-def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("served") / "tiny"
-    save_untrained_artefact(folder, texts=[QUERY, *TEXTS], calibration=Calibration(2.0, -1.0))
-    return folder
-
-
-class ScriptedTextServer:
-    """What stands for a vLLM engine: honest, unless a word of the prompt tells it to fail in some way."""
-
-    async def write(
-        self, prompt: str, schema: Mapping[str, Any], engine: EngineConfig, attempt: int
-    ) -> AsyncIterator[str]:
-        if "please crash" in prompt:
-            os._exit(1)
-        if "please raise" in prompt:
-            raise ValueError("the engine is out of memory")
-        if "please sleep" in prompt:
-            await asyncio.sleep(60)
-        text = "no JSON" if "please babble" in prompt else grounded_answer(prompt, schema)
-        for start in range(0, len(text), 9):
-            yield text[start : start + 9]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def server(
-    ray_instance: None, artefact: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, str]]:
-    """The address of a server with two rerankers and a corpus, and a key to it."""
-    corpus = tmp_path_factory.mktemp("corpus")
-    rows = [{"doc_id": f"d{number}", "text": text} for number, text in enumerate(TEXTS)]
-    (corpus / "corpus.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    keys = tmp_path_factory.mktemp("keys") / "keys.json"
-    key = add_key(keys, "tests")
-    port = free_port()
-    small = ReplicaArgs(num_cpus=0.1)
-    args = ServeArgs(
-        artefact=artefact,
-        keys=keys,
-        max_tokens_per_batch=256,
-        explanation_timeout_s=5,
-        max_evals=2000,
-        max_explained=20,
-        max_pending_attribution_tokens=50_000_000,
-        gateway=small,
-        reranker=ReplicaArgs(num_cpus=0.1, min_replicas=2, max_replicas=2),
-        attributor=small,
-        corpus=corpus,
-        retriever=small,
-    )
-    engine = EngineConfig(model=artefact, max_model_tokens=2048, max_new_tokens=160, temperature=0.0, seed=0)
-    scripted = serve.deployment(name="text_server", ray_actor_options={"num_cpus": 0.1})(ScriptedTextServer)
-    application = wired(args, engine=engine, text_server=scripted.bind())
-    with served(application, args, host="127.0.0.1", port=port):
-        yield f"http://127.0.0.1:{port}", key
-
-
-@pytest.fixture
-def client(server: tuple[str, str]) -> Iterator[httpx.Client]:
-    address, key = server
-    headers = {"Authorization": f"Bearer {key}"}
-    with httpx.Client(base_url=address, headers=headers, timeout=30, trust_env=False) as connected:
-        yield connected
 
 
 def test_scores_online_are_the_scores_offline(client: httpx.Client, artefact: Path) -> None:
@@ -358,17 +273,3 @@ def test_the_work_of_clients_who_have_gone_ends_within_a_second(client: httpx.Cl
     assert cpu_s(attributor) - before < 0.1
     small = {**body, "documents": ["sea"], "budget": 10, "explain": {"top_k": 1}}
     assert "degraded" not in client.post("/v1/attribute", json=small).json()
-
-
-def test_an_altered_artefact_is_never_served(ray_instance: None, tmp_path: Path) -> None:
-    """The last test of this module: it ends the server of the others."""
-    folder = tmp_path / "altered"
-    save_untrained_artefact(folder, texts=[QUERY, *TEXTS])
-    weights = folder / "head.safetensors"
-    raw = bytearray(weights.read_bytes())
-    raw[-1] ^= 0x40
-    weights.write_bytes(raw)
-    args = ServeArgs(artefact=folder, auth=False, reranker=ReplicaArgs(num_cpus=0.1))
-    with pytest.raises(ResourceError, match=r"golden\.jsonl:1: the pair now scores"):  # noqa: SIM117
-        with served(build_app(args), args, host="127.0.0.1", port=free_port()):
-            raise AssertionError("an altered artefact was served")

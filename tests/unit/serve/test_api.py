@@ -252,7 +252,7 @@ class Broken:
 def test_a_score_that_is_no_number_never_leaves_the_server(
     connect: Callable[..., TestClient], card: ModelCard, score: float
 ) -> None:
-    client = connect(Broken(card, [Scored((score, 0.0), card.digest)]))
+    client = connect(Broken(card, [Scored((score, 0.0), card)]))
     refused = client.post("/rerank", json={"query": "a", "documents": ["b", "c"]})
     assert (refused.status_code, refused.json()["error"]["code"]) == (500, "score_not_finite")
 
@@ -266,19 +266,54 @@ def test_a_fault_of_the_server_is_answered_without_its_details(
     assert "secret" not in refused.text
 
 
-def test_no_answer_mixes_two_models(connect: Callable[..., TestClient], card: ModelCard) -> None:
-    body = {"query": "a", "documents": ["b " * 30, "c " * 30]}
-    old, new = card.digest, "cd" * 32
-    mixed = [Scored((0.0,), old), Scored((0.0,), new)]
-    replaced = Broken(card, [*mixed, Scored((0.0,), new), Scored((1.0,), new)])
-    replaced.next_card = replace(card, digest=new, calibration=Calibration(3.0, 0.0))
-    answer = connect(replaced, max_tokens_per_batch=64).post("/rerank", json=body).json()
-    assert answer["meta"]["model_digest"] == new
+LONG_BODY = {"query": "a", "documents": ["b " * 30, "c " * 30]}
+"""Two parts where a batch has 64 tokens."""
+
+
+@pytest.fixture
+def new_card(card: ModelCard) -> ModelCard:
+    return replace(card, digest="cd" * 32, calibration=Calibration(3.0, 0.0))
+
+
+def test_an_answer_of_two_models_is_asked_for_again_of_one_replica(
+    connect: Callable[..., TestClient], card: ModelCard, new_card: ModelCard
+) -> None:
+    mixed = [Scored((0.0,), card), Scored((0.0,), new_card)]
+    replaced = Broken(card, [*mixed, Scored((0.0, 1.0), new_card)])
+    answer = connect(replaced, max_tokens_per_batch=64).post("/rerank", json=LONG_BODY).json()
+    assert answer["meta"]["model_digest"] == new_card.digest
     assert answer["meta"]["scale"] == "calibrated"  # the new card's
     assert answer["results"][0]["relevance_score"] == pytest.approx(sigmoid(3))
-    refused = connect(Broken(card, [*mixed, *mixed]), max_tokens_per_batch=64).post("/rerank", json=body)
+
+
+def test_no_answer_mixes_two_models(
+    connect: Callable[..., TestClient], card: ModelCard, new_card: ModelCard
+) -> None:
+    mixed = [Scored((0.0,), card), Scored((0.0,), new_card)]
+    body = {"queries": ["a", "b"], "documents": ["c", "d"]}  # two lists, which two replicas may score
+    refused = connect(Broken(card, [*mixed, *mixed])).post("/v1/score", json=body)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_changing")
     assert refused.headers["Retry-After"] == "2"
+
+
+def test_an_answer_of_another_model_than_the_remembered_one_is_told_as_that_model_s(
+    connect: Callable[..., TestClient], card: ModelCard, new_card: ModelCard
+) -> None:
+    replicas = Broken(card, [Scored((1.0,), one) for one in (card, new_card, card)])
+    client = connect(replicas)
+    answers = [client.post("/rerank", json={"query": "a", "documents": ["b"]}).json() for _ in range(3)]
+    assert [one["meta"]["model_digest"] for one in answers] == [card.digest, new_card.digest, card.digest]
+    assert [one["meta"]["scale"] for one in answers] == ["sigmoid", "calibrated", "sigmoid"]
+
+
+def test_texts_that_another_model_would_have_read_otherwise_are_scored_again(
+    connect: Callable[..., TestClient], card: ModelCard, new_card: ModelCard
+) -> None:
+    short = replace(new_card, max_query_length=2)
+    replicas = Broken(card, [Scored((1.0,), short), Scored((2.0,), short)])
+    body = {"query": "sea " * 12, "documents": ["ice " * 30], "truncate_prompt_tokens": 46, "scale": "logit"}
+    answer = connect(replicas).post("/rerank", json=body).json()
+    assert answer["results"][0]["relevance_score"] == 2.0
 
 
 # --- the guard
@@ -408,7 +443,7 @@ def test_a_remembered_model_that_was_not_calibrated_is_looked_up_again(
     connect: Callable[..., TestClient], card: ModelCard
 ) -> None:
     new = replace(card, digest="cd" * 32, calibration=Calibration(3.0, 0.0))
-    served = Broken(card, [Scored((0.0,), card.digest), Scored((1.0,), new.digest)])
+    served = Broken(card, [Scored((0.0,), card), Scored((1.0,), new)])
     served.next_card = new
     client = connect(served)
     body = {"query": "a", "documents": ["b"]}

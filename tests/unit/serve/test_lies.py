@@ -45,7 +45,7 @@ class Stage:
         return self._card
 
     async def score(self, task: ScoringTask) -> Scored:
-        return Scored(tuple(self.scores), self._card.digest)
+        return Scored(tuple(self.scores), self._card)
 
     async def attribute(self, task: AttributionTask) -> AsyncGenerator[Attributed, None]:
         placement = self._placed

@@ -1,0 +1,147 @@
+"""A running server gets another artefact: no answer is of two models, and none is of an altered one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from ray import serve
+
+from rerank_core.attribution.build import build_attributor
+from rerank_core.errors import ResourceError
+from rerank_core.models.artefact import load_artefact, write_digests
+from rerank_core.records import Calibration, Document, Query
+from serve.app import build_app
+from serve.args import ReplicaArgs, ServeArgs
+from serve.start import APP_NAME, served
+from tests.scripted_serve import QUERY, TEXTS, free_port, scripted_app
+from tests.untrained import save_untrained_artefact
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import httpx
+
+    from rerank_core.models.scorer import LanguageModelScorer
+
+pytestmark = pytest.mark.ray
+
+BUDGET = 40
+LONG = ["sea ice " * 80, *TEXTS]
+"""A list of several parts, with a document of several chunks."""
+
+RANKING = {"query": QUERY, "documents": LONG, "scale": "logit"}
+EXPLAINED = {"query": QUERY, "documents": TEXTS, "scale": "logit", "explain": {"top_k": 2}, "budget": BUDGET}
+
+
+class Watcher:
+    """Sends one request again and again, and keeps every answer with the time when it came."""
+
+    def __init__(self, client: httpx.Client, path: str, body: dict[str, Any]) -> None:
+        self.answers: list[tuple[float, httpx.Response]] = []
+        self._ask: Callable[[], httpx.Response] = lambda: client.post(path, json=body)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            self.answers.append((time.monotonic(), self._ask()))
+
+    def __enter__(self) -> Watcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+def offline_scores(scorer: LanguageModelScorer, texts: list[str]) -> list[float]:
+    return scorer.score(Query("", QUERY), [Document("", text) for text in texts])
+
+
+def check_ranking(answer: dict[str, Any], scores: list[float]) -> None:
+    found = {one["index"]: one["relevance_score"] for one in answer["results"]}
+    assert [found[index] for index in range(len(scores))] == pytest.approx(scores, abs=1e-5)
+
+
+def check_words(answer: dict[str, Any], scorer: LanguageModelScorer) -> int:
+    """Compare the attributions of an answer with offline ones; return how many there are."""
+    explained = [one for one in answer["results"] if "attribution" in one.get("explanation", {})]
+    documents = [Document("", TEXTS[one["index"]]) for one in explained]
+    attributor = build_attributor(scorer, "pruned", max_evals=BUDGET)
+    expected = attributor.attribute(Query("", QUERY), documents, seed=0)
+    for one, values in zip(explained, expected, strict=True):
+        online = one["explanation"]["attribution"]
+        assert [unit["value"] for unit in online["units"]] == pytest.approx(values.values, abs=1e-5)
+        assert online["base_value"] == pytest.approx(values.base_value, abs=1e-5)
+    return len(explained)
+
+
+def wait_for_model(client: httpx.Client, digest: str) -> None:
+    """Wait until an upgrade has ended: all replicas answer with one model, again and again."""
+    deadline = time.monotonic() + 60
+    in_a_row = 0
+    while in_a_row < 10:
+        assert time.monotonic() < deadline, "the new artefact was not served"
+        answer = client.post("/v1/attribute", json=EXPLAINED).json()
+        is_new = answer["meta"]["model_digest"] == digest and "degraded" not in answer
+        in_a_row = in_a_row + 1 if is_new else 0
+
+
+def test_no_answer_mixes_two_models_while_the_artefact_is_replaced(
+    client: httpx.Client, server_args: ServeArgs, artefact: Path, tmp_path: Path
+) -> None:
+    save_untrained_artefact(
+        tmp_path / "new", texts=[QUERY, *TEXTS], calibration=Calibration(0.5, 1.0), seed=1
+    )
+    scorers = [load_artefact(folder, long_documents="max_chunk") for folder in (artefact, tmp_path / "new")]
+    by_digest = {scorer.digest: scorer for scorer in scorers}
+    old, new = by_digest
+    ranked = {digest: offline_scores(scorer, LONG) for digest, scorer in by_digest.items()}
+    explained = {digest: offline_scores(scorer, TEXTS) for digest, scorer in by_digest.items()}
+    changed = server_args.model_copy(update={"artefact": tmp_path / "new"})
+    with (
+        Watcher(client, "/v1/rerank", RANKING) as ranking,
+        Watcher(client, "/v1/rerank", RANKING) as second,
+        Watcher(client, "/v1/attribute", EXPLAINED) as words,
+    ):
+        time.sleep(1)
+        serve.run(scripted_app(changed), name=APP_NAME, route_prefix="/")
+        wait_for_model(client, new)
+        ended = time.monotonic()
+        time.sleep(1)
+    answers = [(at, answer) for watcher in (ranking, second, words) for at, answer in watcher.answers]
+    refused = [answer for _, answer in answers if answer.status_code != 200]
+    assert [answer.text for answer in refused] == []
+    for watcher, scores in ((ranking, ranked), (second, ranked), (words, explained)):
+        for _, answer in watcher.answers:
+            check_ranking(answer.json(), scores[answer.json()["meta"]["model_digest"]])
+        digests = [answer.json()["meta"]["model_digest"] for _, answer in watcher.answers]
+        assert (digests[0], digests[-1]) == (old, new)
+    counts = [
+        check_words(answer.json(), by_digest[answer.json()["meta"]["model_digest"]])
+        for _, answer in words.answers
+        if "degraded" not in answer.json()
+    ]
+    assert set(counts) == {2}
+    late = [answer.json() for at, answer in answers if at > ended]
+    assert {answer["meta"]["model_digest"] for answer in late} == {new}
+
+
+def test_an_altered_artefact_is_never_served(ray_instance: None, tmp_path: Path) -> None:
+    """The last test that uses the shared server: it ends it."""
+    folder = tmp_path / "altered"
+    save_untrained_artefact(folder, texts=[QUERY, *TEXTS])
+    weights = folder / "head.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 0x40
+    weights.write_bytes(raw)
+    write_digests(folder)  # by whoever altered it
+    args = ServeArgs(artefact=folder, auth=False, reranker=ReplicaArgs(num_cpus=0.1))
+    with pytest.raises(ResourceError, match=r"golden\.jsonl:1: the pair now scores"):  # noqa: SIM117
+        with served(build_app(args), args, host="127.0.0.1", port=free_port()):
+            raise AssertionError("an altered artefact was served")

@@ -1,0 +1,57 @@
+"""The application with a scripted explainer, for the tests that share one real Ray Serve."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+
+from rerank_core.explanation.engine import EngineConfig
+from rerank_core.testing import grounded_answer
+from serve.app import wired
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from ray.serve import Application
+
+    from serve.args import ServeArgs
+
+QUERY = "sea ice thickness"
+TEXTS = [f"{subject} {number}" for number in range(6) for subject in ("sea ice", "river ice", "sand dunes")]
+
+
+class ScriptedTextServer:
+    """What stands for a vLLM engine: honest, unless a word of the prompt tells it to fail in some way."""
+
+    async def write(
+        self, prompt: str, schema: Mapping[str, Any], engine: EngineConfig, attempt: int
+    ) -> AsyncIterator[str]:
+        if "please crash" in prompt:
+            os._exit(1)
+        if "please raise" in prompt:
+            raise ValueError("the engine is out of memory")
+        if "please sleep" in prompt:
+            await asyncio.sleep(60)
+        text = "no JSON" if "please babble" in prompt else grounded_answer(prompt, schema)
+        for start in range(0, len(text), 9):
+            yield text[start : start + 9]
+
+
+def scripted_app(args: ServeArgs) -> Application:
+    """Return the application of some arguments, whose texts the scripted engine writes."""
+    engine = EngineConfig(
+        model=args.artefact, max_model_tokens=2048, max_new_tokens=160, temperature=0.0, seed=0
+    )
+    scripted = serve.deployment(name="text_server", ray_actor_options={"num_cpus": 0.1})(ScriptedTextServer)
+    return wired(args, engine=engine, text_server=scripted.bind())
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
