@@ -1,5 +1,6 @@
 """Owen values with fewer evaluations: exact at full budget, honest below it."""
 
+import functools
 from functools import partial
 
 import numpy as np
@@ -7,14 +8,7 @@ import pytest
 
 from rerank_core.attribution.attributor import SearchAttributor
 from rerank_core.attribution.estimators import PrunedOwen
-from rerank_core.attribution.pruned_search import (
-    ERROR_FACTOR,
-    MOVED_SHARE,
-    _bound,
-    _History,
-    _Snapshot,
-    pruned_search,
-)
+from rerank_core.attribution.pruned_search import LEAST_KNOWN, NUM_DRAWS, _Recursion, pruned_search
 from rerank_core.attribution.search import run_searches
 from rerank_core.attribution.shapley import owen_values, tree_from_linkage
 from rerank_core.models.build import build_encoder, build_model, load_tokenizer
@@ -150,37 +144,109 @@ def test_the_bound_covers_the_error_of_attributions_and_is_not_idle(tmp_path, rn
     assert np.median(ratios) <= 3
 
 
-def test_the_bound_counts_what_the_second_half_moved_as_far_as_the_expectations_shrank():
-    values = np.array([3.0, 4.0])
-    end = _Snapshot(100, values, expected_change=1.0)
-    assert _bound(end, _Snapshot(50, values, expected_change=4.0)) == pytest.approx(ERROR_FACTOR)
-    moved = _bound(end, _Snapshot(50, 0 * values, expected_change=4.0))
-    assert moved == pytest.approx(ERROR_FACTOR * np.sqrt(1 + MOVED_SHARE * 25 / 16))
-    for before in (None, 0.5):  # unknown, or lower than now: nothing has shrunk
-        found = _bound(end, _Snapshot(50, 0 * values, expected_change=before))
-        assert found == pytest.approx(ERROR_FACTOR * np.sqrt(1 + MOVED_SHARE * 25))
-    assert _bound(_Snapshot(100, values, expected_change=0.0), end) == 0.0
-    assert _bound(_Snapshot(100, values, expected_change=None), end) is None
+def balanced_tree(num_players):
+    groups = list(range(num_players))
+    merges: list[tuple[int, int]] = []
+    while len(groups) > 1:
+        pairs = list(zip(groups[::2], groups[1::2], strict=True))
+        groups = [num_players + len(merges) + place for place in range(len(pairs))]
+        merges += pairs
+    return merges
 
 
-def kept(history, counts):
-    for number in counts:
-        if history.is_due(number):
-            history.keep(_Snapshot(number, np.zeros(1), expected_change=None))
-    return history
+def planted_game(num_players, rng):
+    """Return the worth of a coalition: words that count where all, or any, of one to three players are in."""
+    words = [
+        (rng.standard_normal(), sum(1 << int(one) for one in rng.choice(num_players, size, replace=False)))
+        for size in rng.integers(1, 4, size=num_players)
+    ]
+
+    def worth(coalition):
+        whole = sum(weight for weight, word in words[::2] if coalition & word == word)
+        return whole + sum(weight for weight, word in words[1::2] if coalition & word)
+
+    return worth
 
 
-def test_the_state_after_half_of_a_budget_is_kept_and_no_other():
-    start = _Snapshot(2, np.zeros(1), expected_change=None)
-    history = kept(_History(start, max_evals=100), range(3, 101))
-    assert [history.halfway(number).num_evals for number in (3, 60, 100)] == [2, 50, 50]
+def saturating_game(num_players, rng):
+    """Return the worth of a coalition: a bounded function of its players and their pairs."""
+    weights = rng.standard_normal(num_players)
+    pairs = rng.standard_normal((num_players, num_players)) / 2 / np.sqrt(num_players)
+
+    def worth(coalition):
+        on = np.array([coalition >> player & 1 for player in range(num_players)], dtype=float)
+        return float(3 * np.tanh((on @ weights + on @ pairs @ on) / np.sqrt(num_players)))
+
+    return worth
 
 
-def test_a_search_that_may_end_anywhere_finds_its_state_near_halfway():
-    start = _Snapshot(2, np.zeros(1), expected_change=None)
-    history = kept(_History(start, max_evals=None), range(3, 401))
-    for number in range(20, 401):
-        assert abs(history.halfway(number).num_evals / number - 0.5) < 0.13
+def searched(merges, worth, *, max_evals, seed=0):
+    search = pruned_search(merges, max_evals=max_evals, max_error=0.0, rng=np.random.default_rng(seed))
+    (result,) = run_searches([search], lambda asked: [worth(coalition) for _, coalition in asked])
+    return result
+
+
+@pytest.mark.parametrize("game", [planted_game, saturating_game])
+def test_the_bound_covers_the_error_on_games_and_is_not_idle(game, rng):
+    ratios = []
+    for _ in range(10):
+        merges, worth = balanced_tree(32), functools.cache(game(32, rng))
+        exactly = searched(merges, worth, max_evals=10**6).values
+        for seed in range(2):
+            rough = searched(merges, worth, max_evals=150, seed=seed)
+            ratios.append(rough.error / np.linalg.norm(np.subtract(rough.values, exactly)))
+    assert np.mean(np.array(ratios) >= 1) >= 0.9
+    assert np.median(ratios) <= 3
+
+
+def test_no_bound_is_stated_where_few_borrowers_have_been_split(rng):
+    worth = functools.cache(saturating_game(32, rng))
+    errors = {budget: searched(balanced_tree(32), worth, max_evals=budget).error for budget in (10, 20, 300)}
+    assert errors[10] is errors[20] is None
+    assert errors[300] > 0
+
+
+def test_no_bound_is_stated_where_no_split_has_changed_anything():
+    assert searched(balanced_tree(32), int.bit_count, max_evals=300).error is None
+
+
+def started(merges):
+    """Return a search of a game of zeros, whose first players are off by 3 and later ones by 2."""
+    recursion = _Recursion(merges, np.random.default_rng(0))
+    worths = dict.fromkeys(range(2 ** (len(merges) + 1)), 0.0)
+    recursion.start(worths)
+    recursion.split(recursion._root, worths)
+    recursion._first_deviations = [3.0]
+    recursion._later_deviations = [2.0] * LEAST_KNOWN
+    return recursion, worths
+
+
+DRAWN = {"rel": 4 / np.sqrt(2 * NUM_DRAWS)}
+"""Four standard errors of a length drawn in one dimension."""
+
+
+def test_what_a_group_hides_is_the_same_in_both_contexts_until_one_has_been_split():
+    recursion, worths = started([(0, 1), (3, 2)])  # two players of independent errors, less their mean
+    assert recursion.expected_error() == pytest.approx(3.0, **DRAWN)
+    recursion.split(recursion._root.pairs[0][0], worths)  # the other context, half of the value, borrows
+    recursion._first_deviations = [3.0]
+    assert recursion.expected_error() == pytest.approx(2.0 / 2, **DRAWN)
+
+
+def test_who_borrows_a_division_borrows_what_it_is_off_by():
+    recursion, worths = started([(0, 1), (4, 2), (5, 3)])
+    recursion.split(recursion._root.pairs[0][0], worths)  # ((0, 1), 2) in one of two contexts
+    recursion._first_deviations, recursion._later_deviations = [3.0], [0.0] * LEAST_KNOWN
+    assert recursion.expected_error() == pytest.approx(3.0, **DRAWN)  # not half of it
+
+
+def test_a_shift_that_is_shared_out_equally_may_belong_to_one_player():
+    recursion, worths = started([(0, 1), (3, 2)])
+    without, beside = recursion._root.pairs[0]
+    recursion.split(without, worths)
+    recursion._later_deviations = [0.0] * LEAST_KNOWN
+    beside.high += 8.0
+    assert recursion.expected_error() == pytest.approx(8.0 / 2 / 2, **DRAWN)
 
 
 def test_a_bound_of_zero_is_stated_for_exact_values_alone(rng):
