@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import openai
 import pytest
 from pydantic import ValidationError
+from ray.exceptions import RayActorError
 
+from rerank_core.explanation.engine import EngineConfig
 from serve.args import ServeArgs
-from serve.chat import FORMAT_TOKENS, MESSAGE_TOKENS, ChatPiece, ChatTask
+from serve.chat import FORMAT_TOKENS, MESSAGE_TOKENS, ChatCost, ChatPiece, ChatTask
 from serve.errors import InvalidRequestError, UnavailableError
+from serve.handles import ChatHandle
 from tests.fake_services import ScriptedChat
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
-    from pathlib import Path
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from starlette.testclient import TestClient
 
-    from serve.chat import ChatCost
 
 PATH = "/v1/chat/completions"
 MESSAGES: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is sea ice?"}]
@@ -260,3 +262,56 @@ def test_conversations_beyond_the_bound_are_refused_while_others_are_had(
     (told,) = pending
     assert float(told.split()[1]) > 160
     assert "whyrank_pending_chat_tokens 0.0" in gateway.get("/metrics").text
+
+
+# --- behind a handle
+
+
+class ScriptedHandle:
+    """What stands for Ray Serve's handle: each call streams what it is told to, or fails there."""
+
+    def __init__(self, *streams: Sequence[ChatPiece | ChatCost | Exception]) -> None:
+        self._streams = list(streams)
+        self.converse = self
+
+    def options(self, *, stream: bool) -> ScriptedHandle:
+        assert stream
+        return self
+
+    def remote(self, task: ChatTask, engine: EngineConfig) -> AsyncGenerator[ChatPiece | ChatCost, None]:
+        async def streamed() -> AsyncGenerator[ChatPiece | ChatCost, None]:
+            for told in self._streams.pop(0):
+                if isinstance(told, Exception):
+                    raise told
+                yield told
+
+        return streamed()
+
+
+REPLY = (ChatPiece("sea ", None), ChatPiece("ice", "length"), ChatCost(4, 2))
+
+
+def behind(handle: Any) -> ChatHandle:
+    engine = EngineConfig(model=Path(), max_model_tokens=64, max_new_tokens=16, temperature=0.0, seed=0)
+    return ChatHandle(handle, engine)
+
+
+def test_a_replica_that_dies_before_its_first_words_costs_nobody_a_reply(
+    connect: Callable[..., TestClient],
+) -> None:
+    client = connect(chat_model=behind(ScriptedHandle([RayActorError()], REPLY)))
+    answer = client.post(PATH, json={"messages": MESSAGES}).json()
+    assert answer["choices"][0]["message"]["content"] == "sea ice"
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["total_tokens"] == 6
+
+
+@pytest.mark.parametrize(
+    "streams", [([RayActorError()], [RayActorError()]), ([REPLY[0], RayActorError()],)], ids=["twice", "amid"]
+)
+def test_a_replica_that_dies_again_or_amid_its_words_is_told(
+    connect: Callable[..., TestClient], streams: tuple[Any, ...]
+) -> None:
+    client = connect(chat_model=behind(ScriptedHandle(*streams)))
+    refused = client.post(PATH, json={"messages": MESSAGES})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_replica")
