@@ -1,4 +1,4 @@
-"""What a replica loads before it is ready: seconds of every start, on every replica, so the list stays short."""
+"""What a replica loads before it is ready, which takes seconds of every start: the list stays short."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OF_OTHER_WORK = {
     *("bm25s", "datasets", "deepspeed", "ir_datasets", "matplotlib", "numba", "peft", "ranx", "sacrebleu"),
     *("sentence_transformers", "shap", "torchvision", "trl", "vllm"),
 }
-"""What training, evaluation, reports, the explainer or one method of attribution need, and no ready replica."""
+"""What training, evaluation, reports, the explainer or one method of attribution need, and no replica."""
 
 
 def packages_of(program: str, artefact: Path) -> set[str]:
