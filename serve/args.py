@@ -164,9 +164,16 @@ class ServeCommand(ServeArgs):
     address: str | None = Field(
         None, description="Address of a running Ray cluster; none starts a local Ray and stops it again."
     )
+    haproxy: bool = Field(
+        False, description="HAProxy answers in place of Ray's own proxy: sooner, on a local Ray alone."
+    )
 
     @model_validator(mode="after")
     def _check_host(self) -> ServeCommand:
+        if self.haproxy and self.address is not None:
+            raise ValueError(
+                "--haproxy is for a local Ray: a cluster's proxies are those it was started with"
+            )
         if not self.auth and self.host not in LOOPBACK:
             raise ValueError(f"--no-auth is for loopback alone, not for host {self.host}; give --keys")
         return self

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import http
+import http.client
 import logging
 import os
 import secrets
 import signal
 import sys
 import threading
-from contextlib import contextmanager, suppress
+import time
+from contextlib import closing, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from rerank_core.errors import ResourceError
+from rerank_core.errors import ConfigError, ResourceError
 from serve.args import KeyCommand, ServeArgs, ServeCommand
 from serve.auth import add_key, revoke_keys, revoke_oldest_key
+from serve.haproxy import SWITCH, haproxy_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,25 +34,37 @@ OBJECT_STORE_BYTES = 256 * 1024**2
 SPARE_S = 5.0
 """What the proxy waits beyond the gateway's own limits, so that the gateway is who answers."""
 
+POLL_S = 0.1
+"""How often it is asked whether all replicas are ready; Ray's own waiting asks once a second."""
+
+ANSWER_S = 30.0
+"""How long the proxy may take to find replicas that are ready; HAProxy checks each of them first."""
+
+ANY_ADDRESS = ("0.0.0.0", "::")
+
 
 def run_serve(command: ServeCommand) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
-        WhyrankError: the artefact, the corpus or the file of keys is broken, or no replica became ready.
+        WhyrankError: the artefact, the corpus or the file of keys is broken, no replica became ready, or the
+            environment asks for Ray's HAProxy.
     """
     from rerank_core.models.artefact import check_artefact
 
+    refuse_open_haproxy()
     check_artefact(command.artefact)
     if command.corpus is not None:
         from rerank_core.data.loading import load_corpus
 
         load_corpus(command.corpus)  # each replica reads it again: a wrong row is told before any is started
     args = ServeArgs.model_validate(command.model_dump(include=set(ServeArgs.model_fields)))
-    with ray_here(command.address):
+    with haproxy_environment() if command.haproxy else nullcontext(), ray_here(command.address):
         from serve.app import build_app  # loads Ray, whose token has to be there first
 
         with served(build_app(args), args, host=command.host, port=command.port):
+            if command.address is None:
+                _wait_for_answer(command.host, command.port)
             where = f"http://{command.host}:{command.port}"
             told = f"{args.model_name} answers at {where}, in a browser too; Ctrl-C ends it"
             Console(stderr=True).print(told, highlight=False, soft_wrap=True)
@@ -63,6 +79,19 @@ def run_key(command: KeyCommand) -> None:
         revoke_keys(command.keys, command.name)
     else:
         revoke_oldest_key(command.keys, command.name)
+
+
+def refuse_open_haproxy() -> None:
+    """Check that Ray is not told to start HAProxy by itself, whose own pages anybody could then read.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if os.environ.get(SWITCH, "0") != "0":
+        raise ConfigError(
+            f"{SWITCH} has Ray open HAProxy's statistics and metrics on every interface; unset it, and give"
+            " --haproxy, which keeps them on loopback"
+        )
 
 
 @contextmanager
@@ -86,12 +115,9 @@ def served(application: Application, args: ServeArgs, *, host: str, port: int) -
         logging_config=quiet,
     )
     try:
-        try:
-            serve.run(application, name=APP_NAME, route_prefix="/", logging_config=quiet)
-        except RuntimeError as error:  # Ray Serve's word for replicas that do not start
-            raise ResourceError(
-                f"{args.artefact} cannot be served: {_reason(error)}; mend the cause and start again"
-            ) from error
+        target = serve.RunTarget(application, name=APP_NAME, route_prefix="/", logging_config=quiet)
+        serve.run_many([target], wait_for_applications_running=False)
+        _wait_for_replicas(args)
         yield
     finally:
         with suppress(RayServeException):  # it was ended by somebody else
@@ -100,13 +126,37 @@ def served(application: Application, args: ServeArgs, *, host: str, port: int) -
             serve.shutdown()
 
 
-def _reason(error: RuntimeError) -> str:
-    """Return what the first deployment that did not start says of it."""
+def _wait_for_replicas(args: ServeArgs) -> None:
+    """Return once every deployment has the replicas that it starts with.
+
+    Raises:
+        ResourceError: they do not start.
+    """
     from ray import serve
 
-    deployments = serve.status().applications[APP_NAME].deployments.values()
-    reasons = [found.message for found in deployments if "Error" in found.message]
-    return last_line(reasons[0] if reasons else str(error))
+    while (found := serve.status().applications[APP_NAME]).status != "RUNNING":
+        if found.status == "DEPLOY_FAILED":
+            told = [one.message for one in found.deployments.values() if "Error" in one.message]
+            reason = last_line(told[0] if told else found.message)
+            raise ResourceError(f"{args.artefact} cannot be served: {reason}; mend the cause and start again")
+        time.sleep(POLL_S)
+
+
+def _wait_for_answer(host: str, port: int) -> None:
+    """Return once the proxy of this machine has an answer of a gateway.
+
+    Raises:
+        ResourceError: it has none.
+    """
+    deadline = time.monotonic() + ANSWER_S
+    while time.monotonic() < deadline:
+        connection = http.client.HTTPConnection("localhost" if host in ANY_ADDRESS else host, port, timeout=5)
+        with suppress(OSError, http.client.HTTPException), closing(connection):
+            connection.request("GET", "/health")
+            if connection.getresponse().status == http.HTTPStatus.OK:
+                return
+        time.sleep(POLL_S)
+    raise ResourceError(f"{host}:{port} does not answer although all replicas are ready; look at Ray's logs")
 
 
 @contextmanager

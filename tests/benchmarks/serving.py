@@ -1,7 +1,8 @@
 """What serving costs: the gateway over a bare Serve application, throughput over the offline engine, tails.
 
-    python tests/benchmarks/serving.py --artefact runs/minilm/dpo
-    python tests/benchmarks/serving.py --seconds 30            # an untrained tiny model
+    python tests/benchmarks/serving.py --artefact runs/minilm/dpo             # about 4 minutes on two cores
+    python tests/benchmarks/serving.py --artefact runs/minilm/dpo --haproxy   # HAProxy for Ray's own proxy
+    python tests/benchmarks/serving.py                                        # an untrained tiny model
 
 Everything is on loopback and bounded. Rivals are asked in turns by one client process; the answers are
 compared with the offline scores in the same run. The last line is one JSON object with `gateway_p50_ms`,
@@ -15,6 +16,7 @@ import asyncio
 import json
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -38,6 +40,7 @@ from rerank_core.models.artefact import load_artefact
 from rerank_core.records import Document, Query
 from serve.app import GatewayReplica, wired
 from serve.args import ReplicaArgs, ServeArgs
+from serve.haproxy import haproxy_environment
 from serve.reranker import ModelCard, Scored
 from serve.start import served
 from tests.untrained import save_untrained_artefact
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from ray.serve import Application
     from starlette.requests import Request
 
+    from rerank_core.models.scorer import LanguageModelScorer
     from serve.reranker import ScoringTask
 
 QUERY = "sea ice thickness from radar"
@@ -68,6 +72,7 @@ WORDS = (
 NUM_DOCUMENTS = 10
 NUM_CLIENTS = 32
 ROUNDS = 5
+ANSWER_S = 30.0
 
 
 class BareChild:
@@ -84,7 +89,10 @@ def bare_api(score: Callable[[list[str]], Awaitable[list[float]]]) -> Starlette:
         body = await request.json()
         return JSONResponse({"results": await score(body["documents"])})
 
-    return Starlette(routes=[Route("/rerank", rerank, methods=["POST"])])
+    async def health(_: Request) -> JSONResponse:
+        return JSONResponse({"status": "ok"})
+
+    return Starlette(routes=[Route("/rerank", rerank, methods=["POST"]), Route("/health", health)])
 
 
 class FreeReranker:
@@ -134,6 +142,14 @@ def seconds_of(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def wait_until_answered(address: str) -> None:
+    """Return once an address answers 200; HAProxy looks at new replicas before it sends them anything."""
+    deadline = time.perf_counter() + ANSWER_S
+    while not httpx.get(address, trust_env=False, timeout=ANSWER_S).is_success:
+        assert time.perf_counter() < deadline, address
+        time.sleep(0.05)
+
+
 @contextmanager
 def uvicorn_server(app: Starlette) -> Iterator[str]:
     """Serve an ASGI application by uvicorn alone, in a thread."""
@@ -177,9 +193,8 @@ def latencies_ms(address: str, *, num_requests: int) -> dict[str, float]:
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def model_ms(artefact: Path, *, num_requests: int) -> float:
+def model_ms(scorer: LanguageModelScorer, *, num_requests: int) -> float:
     """Return the median time of the model itself for the request of `latencies_ms`, in this process."""
-    scorer = load_artefact(artefact, long_documents="max_chunk")
     query, documents = Query("", "ice"), [Document("", "ice")] * NUM_DOCUMENTS
     scorer.score(query, documents)
     return statistics.median(
@@ -210,15 +225,13 @@ async def throughput(address: str, *, seconds: float) -> tuple[float, list[float
     return len(latencies) * NUM_DOCUMENTS / spent, latencies
 
 
-def offline_rate(artefact: Path, *, seconds: float) -> float:
-    """Return documents per second of the scorer in this process, in batches as large as the server's."""
-    scorer = load_artefact(artefact, long_documents="max_chunk")
+def offline_rate(scorer: LanguageModelScorer, *, seconds: float) -> float:
+    """Return documents per second of a warm scorer in this process, in batches as large as the server's."""
     lists = [
         [(Query("", f"{QUERY} {n}"), Document("", text)) for text in documents_of(n)]
         for n in range(NUM_CLIENTS)
     ]
     pairs = [pair for one in lists for pair in one]
-    scorer.score_pairs(pairs)
     num_pairs = 0
     started = time.perf_counter()
     while time.perf_counter() - started < seconds:
@@ -257,9 +270,8 @@ def stream_ratio(address: str, *, num_requests: int) -> float:
     return statistics.median(streamed) / statistics.median(plain)
 
 
-def largest_difference(address: str, artefact: Path) -> float:
+def largest_difference(address: str, scorer: LanguageModelScorer) -> float:
     """Return how far the served scores lie from the offline ones, as logits."""
-    scorer = load_artefact(artefact, long_documents="max_chunk")
     texts = documents_of(3, num_documents=60)
     with httpx.Client(base_url=address, trust_env=False, timeout=60) as client:
         body = {"query": QUERY, "documents": texts, "scale": "logit"}
@@ -289,26 +301,30 @@ def measure(artefact: Path, *, seconds: float, port: int) -> dict[str, float]:
     child = serve.deployment(max_ongoing_requests=1024)(BareChild).bind()
     bare = serve.deployment(max_ongoing_requests=1024)(serve.ingress()(BareIngress)).bind(child)
     serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host="127.0.0.1", port=port))
+    scorer = load_artefact(artefact, long_documents="max_chunk")
     started = time.perf_counter()
     with served(wired(args, engine=None, text_server=None), args, host="127.0.0.1", port=port):
+        wait_until_answered(f"{address}/health")
         ready_s = time.perf_counter() - started
-        serve.run(bare, name="bare", route_prefix="/bare")
         serve.run(over_free_model(args), name="free", route_prefix="/free")
-        difference = largest_difference(address, artefact)
+        serve.run(bare, name="bare", route_prefix="/bare")
+        wait_until_answered(f"{address}/free/health")
+        wait_until_answered(f"{address}/bare/health")
+        difference = largest_difference(address, scorer)
         print(f"ready after {ready_s:.1f} s; largest difference from offline scores {difference:.1e}")  # noqa: T201
         assert difference <= 1e-5, "the server scores otherwise than the offline engine"
-        medians = latencies_ms(address, num_requests=300)
-        medians["model"] = model_ms(artefact, num_requests=300)
+        medians = latencies_ms(address, num_requests=200)
+        medians["model"] = model_ms(scorer, num_requests=200)
         print("median ms:", {name: round(found, 2) for name, found in medians.items()})  # noqa: T201
         ratios, tails = [], []
         for _ in range(ROUNDS):
             rate, latencies = asyncio.run(throughput(address, seconds=seconds / ROUNDS))
-            offline = offline_rate(artefact, seconds=seconds / ROUNDS)
+            offline = offline_rate(scorer, seconds=seconds / ROUNDS)
             ratios.append(rate / offline)
             tails.append(percentile(latencies, 0.99) / percentile(latencies, 0.5))
             print(f"32 clients: {rate:.0f} documents/s, offline {offline:.0f}, p99/p50 {tails[-1]:.2f}")  # noqa: T201
-        below = latency_below_saturation(address, num_requests=200)
-        streamed = stream_ratio(address, num_requests=30)
+        below = latency_below_saturation(address, num_requests=100)
+        streamed = stream_ratio(address, num_requests=15)
     return {
         "gateway_p50_ms": medians["ours_free_model"] - medians["bare_serve"],
         "gateway_over_uvicorn_ms": medians["ours_free_model"] - medians["bare_uvicorn"],
@@ -324,9 +340,14 @@ def main() -> None:
     """Measure an artefact, by default an untrained tiny one."""
     reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     reader.add_argument("--artefact", type=Path)
-    reader.add_argument("--seconds", type=float, default=30.0, help="of load, and as many of offline scoring")
+    reader.add_argument("--seconds", type=float, default=20.0, help="of load, and as many of offline scoring")
     reader.add_argument("--port", type=int, default=8230)
+    reader.add_argument("--haproxy", action="store_true", help="in place of Ray's own proxy")
     given = reader.parse_args()
+    if given.haproxy:
+        with haproxy_environment():  # which Ray has read when this file's first line has run
+            again = [argument for argument in sys.argv if argument != "--haproxy"]
+            sys.exit(subprocess.run([sys.executable, *again], check=False).returncode)
     with tempfile.TemporaryDirectory() as folder, ray_session(address=None):
         artefact = given.artefact or Path(folder) / "tiny"
         if given.artefact is None:

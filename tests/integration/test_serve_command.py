@@ -39,27 +39,31 @@ RAYS_OWN = {
     "ray::ServeController": "Ray Serve's controller, for Ray's workers",
     "ray::ServeReplica": "replicas, for Ray's workers",
     "ray::ProxyActor": "Ray Serve's proxy, for Ray's workers; HTTP itself is on loopback",
+    "ray::HAProxyManager": "who starts HAProxy, for Ray's workers; HAProxy itself is on loopback",
     "ray::IDLE": "Ray's idle workers",
 }
 """Who may listen on other interfaces than loopback: Ray's own processes, which ask for its token."""
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
 class Served:
     """A running `whyrank serve`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str, **settings: str) -> None:
         save_untrained_artefact(folder / "tiny", texts=["sea ice", "river ice dates"])
         self.key = add_key(folder / "keys.json", "tests")
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.port = int(listener.getsockname()[1])
+        self.port = free_port()
         self.told = folder / "told.txt"
         command = [sys.executable, str(ROOT / "whyrank.py"), "serve", "--artefact", str(folder / "tiny")]
-        command += ["--keys", str(folder / "keys.json"), "--port", str(self.port)]
+        command += ["--keys", str(folder / "keys.json"), "--port", str(self.port), *options]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         with self.told.open("w") as stream:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, env=environment
+                command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, env=environment | settings
             )
         deadline = time.monotonic() + READY_S
         while "answers at" not in self.told.read_text():
@@ -94,17 +98,40 @@ class Served:
         assert found is not None, lines
         return Path(found[1])
 
+    def end(self) -> None:
+        """Interrupt the command, and wait until it and all that it has started are gone."""
+        tree = self.tree()[1:]
+        self.process.send_signal(signal.SIGINT)
+        assert self.process.wait(60) == 0
+        _, left = psutil.wait_procs(tree, timeout=30)
+        assert left == []
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     running = Served(tmp_path_factory.mktemp("command"))
     yield running
     if running.process.poll() is None:
-        running.process.send_signal(signal.SIGINT)
-        running.process.wait(60)
+        running.end()
 
 
-def test_a_request_is_answered_with_words(server: Served) -> None:
+@pytest.fixture(scope="module")
+def statistics_ports() -> dict[str, str]:
+    names = ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT")
+    return {name: str(free_port()) for name in names}
+
+
+@pytest.fixture(scope="module")
+def behind_haproxy(
+    tmp_path_factory: pytest.TempPathFactory, statistics_ports: dict[str, str]
+) -> Iterator[Served]:
+    running = Served(tmp_path_factory.mktemp("haproxy"), "--haproxy", **statistics_ports)
+    yield running
+    if running.process.poll() is None:
+        running.end()
+
+
+def assert_words(server: Served) -> None:
     body = {"query": f"{MARKER} ice", "documents": ["sea ice", f"river {MARKER}"], "explain": {"top_k": 1}}
     answer = httpx.post(
         f"http://127.0.0.1:{server.port}/v1/explain",
@@ -117,13 +144,20 @@ def test_a_request_is_answered_with_words(server: Served) -> None:
     assert answer.json()["results"][0]["explanation"]["attribution"]["units"]
 
 
-def test_whoever_listens_beyond_loopback_is_on_the_list(server: Served) -> None:
+def assert_only_ray_listens_beyond_loopback(server: Served) -> None:
     found = server.listeners()
-    ours = [(name, address) for name, address, port in found if port == server.port]
-    assert [address for _, address in ours] == ["127.0.0.1"]
+    assert {address for _, address, port in found if port == server.port} == {"127.0.0.1"}
     for name, address, port in found:
         if address not in ("127.0.0.1", "::1"):
             assert any(known.startswith(name) or name.startswith(known) for known in RAYS_OWN), (name, port)
+
+
+def test_a_request_is_answered_with_words(server: Served) -> None:
+    assert_words(server)
+
+
+def test_whoever_listens_beyond_loopback_is_on_the_list(server: Served) -> None:
+    assert_only_ray_listens_beyond_loopback(server)
 
 
 def test_ray_refuses_callers_without_its_token(server: Served) -> None:
@@ -163,8 +197,18 @@ def test_neither_requests_nor_keys_are_logged(server: Served) -> None:
 
 
 def test_it_ends_when_it_is_interrupted_and_leaves_nothing_behind(server: Served) -> None:
-    tree = server.tree()[1:]
-    server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(60) == 0
-    _, left = psutil.wait_procs(tree, timeout=30)
-    assert left == []
+    server.end()
+
+
+def test_behind_haproxy_nothing_more_listens_beyond_loopback(
+    behind_haproxy: Served, statistics_ports: dict[str, str]
+) -> None:
+    assert_words(behind_haproxy)
+    assert_only_ray_listens_beyond_loopback(behind_haproxy)
+    found = {(address, str(port)) for name, address, port in behind_haproxy.listeners() if name == "haproxy"}
+    wanted = {str(behind_haproxy.port), *statistics_ports.values()}
+    assert found == {("127.0.0.1", port) for port in wanted}
+
+
+def test_haproxy_ends_with_the_command(behind_haproxy: Served) -> None:
+    behind_haproxy.end()
