@@ -165,6 +165,7 @@ def ray_here(address: str | None) -> Iterator[None]:
     if address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_enable_metrics_collection", "0")  # its agent shows metrics to anybody
     import ray
 
     if ray.is_initialized():

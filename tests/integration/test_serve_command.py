@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import grpc
 import httpx
 import psutil
 import pytest
@@ -30,7 +31,7 @@ MARKER = "xylophonequartz"
 
 RAYS_OWN = {
     "whyrank": "the driver, for Ray's workers",
-    "python": "the driver, where it is started by name",
+    "python": "the driver, where it is started by name; Ray's monitor and dashboard, for their metrics",
     "gcs_server": "Ray's control service",
     "raylet": "Ray's scheduler, and its object manager",
     "ray::DashboardAgent": "Ray's agent for logs and metrics",
@@ -43,6 +44,39 @@ RAYS_OWN = {
     "ray::IDLE": "Ray's idle workers",
 }
 """Who may listen on other interfaces than loopback: Ray's own processes, which ask for its token."""
+
+CALLS = (
+    "/ray.rpc.JobInfoGcsService/GetAllJobInfo",
+    "/ray.rpc.NodeManagerService/GetSystemConfig",
+    "/ray.rpc.ObjectManagerService/Pull",
+    "/ray.rpc.CoreWorkerService/GetCoreWorkerStats",
+    "/ray.rpc.LogService/ListLogs",
+    "/ray.serve.ASGIService/HandleRequest",
+)
+"""One call of each service that Ray offers: control, scheduler, objects, workers, agent, replicas."""
+
+
+OPEN_METRICS = {44217: "of Ray's autoscaler", 44227: "of Ray's dashboard"}
+"""Ports of metrics that Ray shows to anybody, and has no setting for: they tell of nodes, not of requests."""
+
+
+def status_of(place: str, call: str, *, token: str | None = None) -> str:
+    """Return how a call without content is answered."""
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    with grpc.insecure_channel(place, [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary(call)(b"", timeout=5, metadata=metadata)
+        except grpc.RpcError as error:
+            return str(error.code().name)
+    return "OK"
+
+
+def http_answer(place: str) -> httpx.Response | None:
+    """Return what is answered to a browser, or None where something else than HTTP is spoken."""
+    try:
+        return httpx.get(f"http://{place}/", timeout=5, trust_env=False)
+    except httpx.RemoteProtocolError:
+        return None
 
 
 def free_port() -> int:
@@ -88,6 +122,11 @@ class Served:
                     if place.status == psutil.CONN_LISTEN
                 ]
         return found
+
+    def token(self) -> str:
+        """Return what this Ray's processes show each other."""
+        (control,) = [process for process in self.tree() if process.name() == "gcs_server"]
+        return str(control.environ()["RAY_AUTH_TOKEN"])
 
     def logs(self) -> Path:
         """Return the folder of this Ray's logs."""
@@ -158,6 +197,28 @@ def test_a_request_is_answered_with_words(server: Served) -> None:
 
 def test_whoever_listens_beyond_loopback_is_on_the_list(server: Served) -> None:
     assert_only_ray_listens_beyond_loopback(server)
+
+
+def test_whoever_listens_beyond_loopback_refuses_calls_without_the_token(server: Served) -> None:
+    found = {
+        (name, "127.0.0.1" if address in ("::", "0.0.0.0") else address, port)
+        for name, address, port in server.listeners()
+        if address not in ("127.0.0.1", "::1")
+    }
+    assert {"gcs_server", "raylet"} <= {name for name, _, _ in found}
+    for name, address, port in found:
+        place = f"{address}:{port}"
+        spoken = http_answer(place)
+        if spoken is not None:
+            is_open = port in OPEN_METRICS and spoken.text.startswith("# HELP") and MARKER not in spoken.text
+            assert spoken.status_code == 401 or is_open, (name, place, spoken.text[:200])
+            continue
+        answers = {call: status_of(place, call) for call in CALLS}
+        refused = [call for call, status in answers.items() if status == "UNAUTHENTICATED"]
+        assert refused, (name, place, answers)  # it offers one of these services
+        assert "OK" not in answers.values(), (name, place, answers)
+        assert status_of(place, refused[0], token="0" * 64) == "UNAUTHENTICATED", (name, place)
+        assert status_of(place, refused[0], token=server.token()) != "UNAUTHENTICATED", (name, place)
 
 
 def test_ray_refuses_callers_without_its_token(server: Served) -> None:
