@@ -27,6 +27,8 @@ from rerank_core.testing import grounded_answer
 from serve.app import build_app, wired
 from serve.args import ReplicaArgs, ServeArgs
 from serve.auth import add_key
+from serve.chat import ChatCost, ChatPiece, ChatTask
+from serve.errors import InvalidRequestError
 from serve.start import served
 from tests.untrained import save_untrained_artefact
 
@@ -64,6 +66,17 @@ class ScriptedTextServer:
         for start in range(0, len(text), 9):
             yield text[start : start + 9]
 
+    async def converse(self, task: ChatTask, engine: EngineConfig) -> AsyncIterator[ChatPiece | ChatCost]:
+        _, text = task.messages[-1]
+        if "please raise" in text:
+            raise RuntimeError("the engine is out of memory")
+        if "please refuse" in text:
+            raise InvalidRequestError("no", code="conversation_refused", remedy="reorder")
+        for word in text.split():
+            yield ChatPiece(f"{word} ", None)
+        yield ChatPiece("", "stop")
+        yield ChatCost(4, 3)
+
 
 def free_port() -> int:
     with socket.socket() as listener:
@@ -94,6 +107,8 @@ def server(
         attributor=small,
         corpus=corpus,
         retriever=small,
+        explainer="scripted",
+        chat=True,
     )
     engine = EngineConfig(model=artefact, max_model_tokens=2048, max_new_tokens=160, temperature=0.0, seed=0)
     scripted = serve.deployment(name="text_server", ray_actor_options={"num_cpus": 0.1})(ScriptedTextServer)
@@ -267,6 +282,34 @@ def test_a_stream_s_events_arrive_as_they_are_known(client: httpx.Client) -> Non
                 names.append(line.removeprefix("event: "))
     assert (names[0], names[1], names[-1]) == ("ranking", "attributions", "done")
     assert {"draft", "explanation"} <= set(names)
+
+
+def chat(client: httpx.Client, text: str, *, stream: bool = False) -> httpx.Response:
+    body = {"messages": [{"role": "user", "content": text}], "stream": stream}
+    return client.post("/v1/chat/completions", json=body)
+
+
+def test_a_conversation_comes_whole_and_as_it_is_written(client: httpx.Client) -> None:
+    whole = chat(client, "sea ice floats").json()
+    assert whole["model"] == "scripted"
+    assert whole["choices"][0]["message"]["content"] == "sea ice floats "
+    assert whole["usage"]["total_tokens"] == 7
+    *chunks, done = chat(client, "sea ice floats", stream=True).text.strip().split("\n\n")
+    assert done == "data: [DONE]"
+    deltas = [json.loads(chunk.removeprefix("data: "))["choices"][0]["delta"] for chunk in chunks]
+    assert [delta["content"] for delta in deltas] == ["sea ", "ice ", "floats ", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "code"),
+    [("please raise", 503, "no_replica"), ("please refuse", 400, "conversation_refused")],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engine_that_fails_is_told_from_one_that_refuses(
+    client: httpx.Client, text: str, status: int, code: str, stream: bool
+) -> None:
+    answer = chat(client, text, stream=stream)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
 @pytest.mark.parametrize("fault", ["raise", "sleep", "babble", "crash"])
