@@ -12,6 +12,8 @@ from ray import serve
 from rerank_core.explanation.engine import EngineConfig
 from rerank_core.testing import grounded_answer
 from serve.app import wired
+from serve.chat import ChatCost, ChatPiece
+from serve.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
     from serve.args import ServeArgs
+    from serve.chat import ChatTask
 
 QUERY = "sea ice thickness"
 TEXTS = [f"{subject} {number}" for number in range(6) for subject in ("sea ice", "river ice", "sand dunes")]
@@ -39,6 +42,17 @@ class ScriptedTextServer:
         text = "no JSON" if "please babble" in prompt else grounded_answer(prompt, schema)
         for start in range(0, len(text), 9):
             yield text[start : start + 9]
+
+    async def converse(self, task: ChatTask, engine: EngineConfig) -> AsyncIterator[ChatPiece | ChatCost]:
+        _, text = task.messages[-1]
+        if "please raise" in text:
+            raise RuntimeError("the engine is out of memory")
+        if "please refuse" in text:
+            raise InvalidRequestError("no", code="conversation_refused", remedy="reorder")
+        for word in text.split():
+            yield ChatPiece(f"{word} ", None)
+        yield ChatPiece("", "stop")
+        yield ChatCost(4, 3)
 
 
 def scripted_app(args: ServeArgs) -> Application:

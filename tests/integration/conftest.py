@@ -52,6 +52,8 @@ def server_args(artefact: Path, tmp_path_factory: pytest.TempPathFactory) -> Ser
         attributor=small,
         corpus=corpus,
         retriever=small,
+        explainer="scripted",
+        chat=True,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -216,6 +217,34 @@ def test_a_stream_s_events_arrive_as_they_are_known(client: httpx.Client) -> Non
                 names.append(line.removeprefix("event: "))
     assert (names[0], names[1], names[-1]) == ("ranking", "attributions", "done")
     assert {"draft", "explanation"} <= set(names)
+
+
+def chat(client: httpx.Client, text: str, *, stream: bool = False) -> httpx.Response:
+    body = {"messages": [{"role": "user", "content": text}], "stream": stream}
+    return client.post("/v1/chat/completions", json=body)
+
+
+def test_a_conversation_comes_whole_and_as_it_is_written(client: httpx.Client) -> None:
+    whole = chat(client, "sea ice floats").json()
+    assert whole["model"] == "scripted"
+    assert whole["choices"][0]["message"]["content"] == "sea ice floats "
+    assert whole["usage"]["total_tokens"] == 7
+    *chunks, done = chat(client, "sea ice floats", stream=True).text.strip().split("\n\n")
+    assert done == "data: [DONE]"
+    deltas = [json.loads(chunk.removeprefix("data: "))["choices"][0]["delta"] for chunk in chunks]
+    assert [delta["content"] for delta in deltas] == ["sea ", "ice ", "floats ", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "code"),
+    [("please raise", 503, "no_replica"), ("please refuse", 400, "conversation_refused")],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engine_that_fails_is_told_from_one_that_refuses(
+    client: httpx.Client, text: str, status: int, code: str, stream: bool
+) -> None:
+    answer = chat(client, text, stream=stream)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
 @pytest.mark.parametrize("fault", ["raise", "sleep", "babble", "crash"])
