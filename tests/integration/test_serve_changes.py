@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
+import ray
 from ray import serve
 
 from rerank_core.attribution.build import build_attributor
 from rerank_core.errors import ResourceError
-from rerank_core.models.artefact import load_artefact, write_digests
+from rerank_core.models.artefact import artefact_digest, load_artefact, write_digests
 from rerank_core.records import Calibration, Document, Query
 from serve.app import build_app
 from serve.args import ReplicaArgs, ServeArgs
+from serve.auth import add_key
 from serve.start import APP_NAME, served
 from tests.scripted_serve import QUERY, TEXTS, free_port, scripted_app
 from tests.untrained import save_untrained_artefact
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
-
-    import httpx
 
     from rerank_core.models.scorer import LanguageModelScorer
 
 pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).resolve().parents[2]
 
 BUDGET = 40
 LONG = ["sea ice " * 80, *TEXTS]
@@ -145,3 +153,42 @@ def test_an_altered_artefact_is_never_served(ray_instance: None, tmp_path: Path)
     with pytest.raises(ResourceError, match=r"golden\.jsonl:1: the pair now scores"):  # noqa: SIM117
         with served(build_app(args), args, host="127.0.0.1", port=free_port()):
             raise AssertionError("an altered artefact was served")
+
+
+def test_serve_run_serves_an_artefact_on_a_running_cluster(ray_instance: None, tmp_path: Path) -> None:
+    """The command of docs/operations.md, with folders of this test; it comes once no other server runs."""
+    save_untrained_artefact(tmp_path / "tiny", texts=[QUERY, *TEXTS])
+    key = add_key(tmp_path / "keys.json", "tests")
+    command = ["serve", "run", "serve.app:build_app", f"artefact={tmp_path / 'tiny'}"]
+    command.append(f"keys={tmp_path / 'keys.json'}")
+    environment = {
+        **os.environ,
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    with (tmp_path / "told.txt").open("w+") as told:
+        running = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=told, stderr=subprocess.STDOUT)
+        try:
+            wait_for_health("http://127.0.0.1:8000", running, tmp_path / "told.txt")
+            answer = httpx.post(
+                "http://127.0.0.1:8000/v1/rerank",
+                json={"query": QUERY, "documents": TEXTS},
+                headers={"Authorization": f"Bearer {key}"},
+                trust_env=False,
+            )
+        finally:
+            running.send_signal(signal.SIGINT)
+            running.wait(60)
+    assert answer.json()["meta"]["model_digest"] == artefact_digest(tmp_path / "tiny")
+
+
+def wait_for_health(address: str, running: subprocess.Popen[bytes], told: Path) -> None:
+    """Wait until a server that a command starts is ready."""
+    deadline = time.monotonic() + 90
+    while True:
+        assert running.poll() is None, told.read_text()
+        assert time.monotonic() < deadline, told.read_text()
+        with suppress(httpx.HTTPError):
+            if httpx.get(f"{address}/health", trust_env=False).status_code == 200:
+                return
+        time.sleep(0.2)

@@ -15,9 +15,10 @@ from ray.serve.schema import ServeDeploySchema
 from rerank_core.records import Document
 from rerank_core.retrieval.bm25 import Bm25Retriever
 from serve.args import ServeArgs
+from serve.auth import KeyRing
 from serve.retriever import RetrieverService
 from tests.fake_services import ScriptedChat
-from whyrank import JOBS, SERVING, parse
+from whyrank import JOBS, SERVING, main, parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +59,19 @@ def test_every_route_is_described(connect: Callable[..., TestClient]) -> None:
 def test_every_command_is_understood(command: str) -> None:
     name, *arguments = shlex.split(command)[1:]
     assert type(parse([name, *arguments])) is (JOBS | SERVING)[name]
+
+
+def test_the_commands_for_keys_add_one_take_the_older_away_and_then_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed, valid = [], []
+    for command in [line for line in COMMANDS if line.startswith("whyrank key ")]:
+        assert main(shlex.split(command)[1:]) == 0
+        printed += capsys.readouterr().out.split()
+        ring = KeyRing(tmp_path / "keys.json")
+        valid.append([ring.name_of(key) for key in printed])
+    assert valid == [["team-a"], ["team-a", "team-a"], [None, "team-a"], [None, None]]
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("serve run ")])
