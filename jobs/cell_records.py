@@ -63,15 +63,17 @@ def training_seconds(config: CompareJob, cells: Sequence[Cell]) -> dict[str, dic
 def stage_seconds(config: CompareJob, cells: Sequence[Cell]) -> dict[str, dict[str, tuple[float, ...]]]:
     """Return how long each model's and method's own stage took, from workers' start to artefact, by cell.
 
-    The stages that a method builds on are trained once for all of them, and are not in it. A stage that was
-    interrupted has the time of the command that finished it.
+    The stages that a method builds on are trained once for all of them, and are not in it. Of a stage that
+    was interrupted, or finished again after its artefact was lost, the trainings that went to their end are
+    summed; what an interrupted one took is nowhere recorded. A cell without such a training has no value.
     """
     found: dict[str, dict[str, list[float]]] = {}
     for cell in cells:
         own = found.setdefault(cell.model, {method: [] for method in config.methods})
-        for line in cell_log(cell):
-            if WALL_S in line and line["stage"] in own:
-                own[line["stage"]].append(line[WALL_S])
+        lines = [line for line in cell_log(cell) if WALL_S in line]
+        for method, seconds in own.items():
+            if of_stage := [line[WALL_S] for line in lines if line["stage"] == method]:
+                seconds.append(sum(of_stage))
     return {model: {m: tuple(s) for m, s in own.items()} for model, own in found.items()}
 
 

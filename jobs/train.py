@@ -62,7 +62,7 @@ logger = logging.getLogger("whyrank.train")
 UNTRAINED = "untrained"
 TRAIN_LOG = "train_log.jsonl"
 WALL_S = "wall_s"
-"""In the log of a finished stage: seconds from the start of its workers to their end, in the last command."""
+"""In the log of a finished stage: seconds from the start of its workers to their end, in that command."""
 
 POLL_INTERVAL_S = 0.5
 

@@ -69,7 +69,7 @@ def pruned_search(
     players of each group that is not split lie off its division, independently of each other, by what earlier
     splits have shown to be usual, and who borrows a division borrows what it is off by. It is meant to cover
     the error of nine texts in ten, and did so for every scorer that it was held against, at each number of
-    evaluations (docs/benchmarks); on games of few players that saturate it covers five in six.
+    evaluations (docs/benchmarks); on games with saturation it covers between about four in five and all.
     None is stated before `LEAST_KNOWN` borrowers have been split.
     """
     recursion = _Recursion(merges, rng)

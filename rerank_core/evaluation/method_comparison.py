@@ -130,7 +130,8 @@ class Comparison:
     seconds: Mapping[str, Mapping[str, float]]
     """`seconds[model][method]`: all steps, with those of the stages below; the mean over seeds and folds."""
     stage_seconds: Mapping[str, Mapping[str, tuple[float, ...]]]
-    """`stage_seconds[model][method]`: of each seed and fold, from workers' start to the method's artefact."""
+    """`stage_seconds[model][method]`: of each seed and fold, from workers' start to the method's artefact,
+    in the commands that trained it to its end."""
     cell_seconds: tuple[float, ...]  # of each cell, from the start of training to the end of scoring
     curves: Mapping[str, tuple[LearningCurve, ...]]
     """`curves[model]`: NDCG on the dev queries, mean over the folds."""

@@ -247,7 +247,8 @@ def _cost_table(comparison: Comparison) -> str:
         " all training steps, with those of the stages that a method builds on; workers' start, the"
         " reference's and the reward model's scores, evaluation and checkpoints are not in it. *To the"
         " artefact* is a method's own stage from workers' start to its artefact, with all of these; stages"
-        " that it shares with other methods are trained once and not in it. All methods of a model, seed and"
+        " that it shares with other methods are trained once and not in it. Of a stage that was interrupted"
+        " it has the time of the commands that trained it to its end alone. All methods of a model, seed and"
         f" fold and their scoring, with any pause, took {mean:.0f} s on average and {longest:.0f} s at"
         " most.\n\n"
         + markdown_table(["model", "method", "steps", "to the artefact, mean", "to the artefact, most"], rows)

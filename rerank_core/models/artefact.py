@@ -144,13 +144,45 @@ def write_digests(folder: Path) -> None:
     (folder / DIGESTS).write_text(_digest_lines(_digest_by_name(folder)), encoding="utf-8")
 
 
+def is_as_written(folder: Path) -> bool:
+    """Return whether a folder's files, these and no others, have the digests that `SHA256SUMS` states."""
+    try:
+        digest_by_name = _digest_by_name(folder)
+        return DIGESTS in digest_by_name and _read(folder / DIGESTS) == _digest_lines(digest_by_name).encode()
+    except ArtefactError:
+        return False
+
+
 def _digest_by_name(folder: Path) -> dict[str, str]:
-    """Return the digest of each file of a folder by its relative name, in the order of names."""
+    """Return the digest of each file of a folder by its relative name, in the order of names.
+
+    Raises:
+        ArtefactError: a file cannot be read, or its name is no UTF-8.
+    """
     found = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as stream:
-            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+    path = folder
+    try:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                name = path.relative_to(folder).as_posix()
+                name.encode()  # else `SHA256SUMS` could not state it
+                with path.open("rb") as stream:
+                    found[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    except (OSError, UnicodeError) as error:
+        raise _unreadable(path, error) from error
     return found
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ArtefactError:
+    shown = str(path).encode(errors="backslashreplace").decode()
+    return ArtefactError(f"{shown} cannot be read ({first_line(error)}); copy the artefact again")
 
 
 def _digest_lines(digest_by_name: Mapping[str, str]) -> str:
@@ -179,8 +211,8 @@ def load_artefact(
     The golden pairs, and a calibration, are of truncated documents, as those in training are.
 
     Raises:
-        ArtefactError: a file is missing, altered, broken, unsafe, of another format or not the artefact's, or
-            a golden score differs.
+        ArtefactError: a file is missing, altered, broken, unreadable, unsafe, of another format or not the
+            artefact's, or a golden score differs.
     """
     spec = check_artefact(folder)
     digest_by_name = _digest_by_name(folder)
@@ -284,7 +316,11 @@ def _is_tolerance(value: object) -> bool:
 
 
 def artefact_digest(folder: Path) -> str:
-    """Return a digest over all that decides a score: weights, configuration, tokenizer, reranker.json."""
+    """Return a digest over all that decides a score: weights, configuration, tokenizer, reranker.json.
+
+    Raises:
+        ArtefactError: a file cannot be read, or its name is no UTF-8.
+    """
     return _whole_digest(_digest_by_name(folder))
 
 
@@ -307,10 +343,10 @@ def _check_digests(folder: Path, digest_by_name: Mapping[str, str], *, spec: Rer
         if spec.format_version == 1:
             return
         raise ArtefactError(f"{path} is missing; copy the artefact again")
-    raw = path.read_bytes()
+    raw = _read(path)
     if raw == _digest_lines(digest_by_name).encode():
         return
-    lines = [line.partition("  ") for line in raw.decode(errors="replace").split("\n")]
+    lines = [line.removesuffix("\r").partition("  ") for line in raw.decode(errors="replace").split("\n")]
     stated = {name: digest for digest, _, name in lines if name}
     for name in sorted({*stated, *digest_by_name} - {DIGESTS}):
         if name not in digest_by_name:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
+import time
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,23 +19,30 @@ from safetensors.torch import load_file, save_file
 
 from rerank_core.errors import ArtefactError
 from rerank_core.models.adapters import CONFIG, PREFIX, WEIGHTS
+from rerank_core.models.artefact import is_as_written, write_digests
 from rerank_core.models.build import LOAD_ERRORS, first_line
-from rerank_core.models.pretrained import cache_folder
+from rerank_core.models.pretrained import cache_folder, check_model_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from torch import Tensor
 
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+
 BESIDE = frozenset(
     {
+        ".gitattributes",
         "README.md",
         "added_tokens.json",
         "chat_template.jinja",
+        "merges.txt",
         "special_tokens_map.json",
         "tokenizer.json",
+        "tokenizer.model",
         "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
     }
 )
 """What trainers write beside an adapter; it is not read."""
@@ -50,6 +60,9 @@ UNDERSTOOD = frozenset(
 
 SUMMABLE = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
+LEFT_OVER_S = 86_400.0
+"""After this, what a merge was writing is what a killed process left."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Adapter:
@@ -60,10 +73,10 @@ class _Adapter:
     def change(self, weight_name: str) -> Tensor | None:
         """Return what is added to a weight of the model, or None."""
         module = PREFIX + weight_name.removesuffix(".weight")
-        down = self.weights.get(f"{module}.lora_A.weight")
+        down = self.weights.get(f"{module}{DOWN}")
         if down is None or not weight_name.endswith(".weight"):
             return None
-        change = self.scale * (self.weights[f"{module}.lora_B.weight"].float() @ down.float())
+        change = self.scale * (self.weights[f"{module}{UP}"].float() @ down.float())
         return change.T if self.is_turned else change
 
 
@@ -71,7 +84,8 @@ def merge_lora(model: Path, adapter: Path) -> Path:
     """Return a folder, kept in the cache, with W + scale B A for every weight that the adapter changes.
 
     `model` is a checked model folder, `adapter` what PEFT writes: `adapter_config.json` and
-    `adapter_model.safetensors`. The folder is named after the digests of both.
+    `adapter_model.safetensors`. The folder is named after the digests of both. It states its own digests, and
+    is made anew where a file of it was altered, added or taken away.
 
     Raises:
         ArtefactError: the adapter's folder holds something else, or the adapter is broken, is no plain LoRA
@@ -80,19 +94,33 @@ def merge_lora(model: Path, adapter: Path) -> Path:
     check_adapter_folder(adapter)
     found = _read_adapter(adapter)
     folder = cache_folder() / f"merged-{_digest(model, adapter)[:16]}"
-    if folder.is_dir():
-        return folder
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        _write_merged(model, found, temporary, adapter=adapter)
-        temporary.rename(folder)
-    except BaseException as error:  # a full disk would stay full of a half-written copy
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) and folder.is_dir():  # another process was faster; its copy is the same
-            return folder
-        raise
+    if not is_as_written(folder):
+        _make(folder, model, found, adapter=adapter)
+    check_model_folder(folder)
     return folder
+
+
+def _make(folder: Path, model: Path, found: _Adapter, *, adapter: Path) -> None:
+    """Write a merged folder, which appears whole or not at all; a damaged one gives way to it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for stale in folder.parent.glob("merged-*.tmp"):
+        with suppress(OSError):  # another process may clear it away too
+            if time.time() - stale.stat().st_mtime > LEFT_OVER_S:
+                shutil.rmtree(stale)
+    with TemporaryDirectory(
+        prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent, ignore_cleanup_errors=True
+    ) as temporary:
+        whole = Path(temporary) / folder.name  # in it, as the outer folder is closed to other users
+        whole.mkdir()
+        _write_merged(model, found, whole, adapter=adapter)
+        write_digests(whole)
+        if folder.is_dir() and not is_as_written(folder):
+            shutil.rmtree(folder)
+        try:
+            whole.rename(folder)
+        except OSError:  # another process was faster; its copy is the same
+            if not is_as_written(folder):
+                raise
 
 
 def check_adapter_folder(folder: Path) -> None:
@@ -122,14 +150,24 @@ def _read_adapter(folder: Path) -> _Adapter:
         root = math.sqrt if settings.get("use_rslora") else float
         weights = load_file(folder / WEIGHTS)
         for name in weights:
-            if not name.endswith((".lora_A.weight", ".lora_B.weight")):
+            if not name.endswith((DOWN, UP)):
                 raise ArtefactError(
                     f"{folder / WEIGHTS} holds {name}, which is no part of a plain LoRA adapter"
                 )
-        scale = float(settings["lora_alpha"]) / root(int(settings["r"]))
-    except (*LOAD_ERRORS, ZeroDivisionError, RecursionError) as error:
+        rank = int(settings["r"])
+        scale = float(settings["lora_alpha"]) / root(rank)
+        _require_pairs(weights, rank=rank)
+    except (*LOAD_ERRORS, ArithmeticError, RecursionError) as error:
         raise _broken(folder, error) from error
     return _Adapter(scale, bool(settings.get("fan_in_fan_out")), weights)
+
+
+def _require_pairs(weights: Mapping[str, Tensor], *, rank: int) -> None:
+    """Check that every changed module has both its matrices, of the stated rank: it decides the scale."""
+    for module in sorted({name.removesuffix(DOWN).removesuffix(UP) for name in weights}):
+        down, up = weights[f"{module}{DOWN}"], weights[f"{module}{UP}"]
+        if not (down.ndim == up.ndim == 2 and down.shape[0] == up.shape[1] == rank):
+            raise ValueError(f"{module} has {tuple(down.shape)} and {tuple(up.shape)}, not rank {rank}")
 
 
 def _require_plain(settings: Mapping[str, Any], path: Path) -> None:
@@ -148,7 +186,7 @@ def _require_plain(settings: Mapping[str, Any], path: Path) -> None:
 
 
 def _write_merged(model: Path, found: _Adapter, folder: Path, *, adapter: Path) -> None:
-    left = {name.removesuffix(".lora_A.weight") for name in found.weights if name.endswith("lora_A.weight")}
+    left = {name.removesuffix(DOWN) for name in found.weights if name.endswith(DOWN)}
     for path in sorted(model.iterdir()):
         if path.suffix == ".safetensors":
             left -= _write_shard(path, found, folder / path.name, adapter=adapter)
@@ -175,6 +213,8 @@ def _write_shard(path: Path, found: _Adapter, output: Path, *, adapter: Path) ->
                     if weight.dtype not in SUMMABLE or weight.shape != change.shape:
                         raise ValueError(f"{name} is {weight.dtype} {tuple(weight.shape)}")
                     weight = (weight.float() + change).to(weight.dtype)
+                    if not weight.isfinite().all():
+                        raise ValueError(f"{name} would not be finite")
                     changed.add(PREFIX + name.removesuffix(".weight"))
                 merged[name] = weight.contiguous()
         save_file(merged, output, metadata={"format": "pt"})
@@ -192,7 +232,7 @@ def _broken(adapter: Path, error: BaseException) -> ArtefactError:
 
 def _digest(model: Path, adapter: Path) -> str:
     """Return the digest of all that a merged folder is made of."""
-    whole = hashlib.sha256()
+    whole = hashlib.sha256(b"v1\n")  # of what is written here for the same files
     for path in (*sorted(model.iterdir()), adapter / CONFIG, adapter / WEIGHTS):
         if path.is_file():
             with path.open("rb") as stream:

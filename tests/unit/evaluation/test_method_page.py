@@ -94,6 +94,7 @@ def test_calibration_cost_and_truncation_are_told(comparison: Comparison) -> Non
     assert "| smollm2:4 | dpo | 30 | – | – |" in page
     assert "3 of 940 training documents (over all stages) and 1,200 of 12,345 ranked pairs were read" in page
     assert "took 150 s on average and 200 s at most" in page
+    assert "interrupted it has the time of the commands that trained it to its end alone" in page
     assert "19 test queries (5-fold by query), 10.0 candidates each" in page
     assert "one split by query" in render_comparison(replace(comparison, num_folds=1), pictures=[])
 

@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from jobs.cell_records import learning_curves, steps_by_stage, training_seconds, truncated_in_training
+from jobs.cell_records import (
+    learning_curves,
+    stage_seconds,
+    steps_by_stage,
+    training_seconds,
+    truncated_in_training,
+)
 from jobs.cells import Cell
 from jobs.training_config import CompareJob
 from rerank_core.evaluation.method_comparison import Share
@@ -56,6 +62,17 @@ def test_a_method_costs_what_the_stages_below_it_cost_too(config: CompareJob, tm
         for factor in (1, 3)
     ]
     assert training_seconds(config, cells) == {"tiny": {"sft": 4.0, "ppo": 444.0}}
+
+
+def test_a_stage_that_finished_twice_is_one_value_of_its_cell(config: CompareJob, tmp_path: Path) -> None:
+    def finished(stage: str, wall_s: float) -> dict[str, Any]:
+        return {"stage": stage, "event": "finished", "wall_s": wall_s}
+
+    cells = [
+        cell(tmp_path, [finished("sft", 10.0), finished("rm", 5.0), finished("sft", 2.5)], fold=0),
+        cell(tmp_path, [finished("sft", 8.0), finished("ppo", 30.0)], fold=1),
+    ]
+    assert stage_seconds(config, cells) == {"tiny": {"sft": (12.5, 8.0), "ppo": (30.0,)}}
 
 
 def test_a_curve_is_the_mean_over_the_folds_up_to_the_epoch_that_all_reached(

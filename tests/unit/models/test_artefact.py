@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import resource
 import shutil
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from rerank_core.models.artefact import (
     artefact_digest,
     check_artefact,
     is_artefact,
+    is_as_written,
     load_artefact,
     read_spec,
     save_artefact,
@@ -327,9 +329,45 @@ def test_digests_that_are_gone_are_missed(artefact: Path) -> None:
 
 
 def test_digests_are_those_that_sha256sum_would_check(artefact: Path) -> None:
-    for line in (artefact / "SHA256SUMS").read_text().splitlines():
-        digest, name = line.split("  ")
+    digests = [line.split("  ") for line in (artefact / "SHA256SUMS").read_text().splitlines()]
+    assert {name for _, name in digests} == set(FILES) - {"SHA256SUMS"}
+    for digest, name in digests:
         assert hashlib.sha256((artefact / name).read_bytes()).hexdigest() == digest
+
+
+def test_digests_whose_line_ends_were_changed_are_named_themselves(artefact: Path) -> None:
+    path = artefact / "SHA256SUMS"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    with pytest.raises(ArtefactError, match="SHA256SUMS is not as it was written"):
+        load_artefact(artefact)
+
+
+def test_a_file_that_cannot_be_read_is_named(artefact: Path) -> None:
+    (artefact / "tokenizer.model").symlink_to("/proc/self/mem")  # can be opened; nothing lies at its start
+    with pytest.raises(
+        ArtefactError, match=r"tokenizer\.model cannot be read \(OSError.*; copy the artefact"
+    ):
+        artefact_digest(artefact)
+
+
+def test_a_name_that_is_no_utf8_is_told_in_print(artefact: Path) -> None:
+    (artefact / os.fsdecode(b"caf\xe9.txt")).write_text("")
+    with pytest.raises(ArtefactError, match="cannot be read") as refused:
+        load_artefact(artefact)
+    assert r"caf\udce9.txt" in str(refused.value)
+
+
+def test_a_folder_is_as_written_until_a_file_is_altered_added_or_gone(artefact: Path) -> None:
+    assert is_as_written(artefact)
+    (artefact / "added.txt").write_text("")
+    assert not is_as_written(artefact)
+    (artefact / "added.txt").unlink()
+    assert is_as_written(artefact)
+    (artefact / "golden.jsonl").write_text("")
+    assert not is_as_written(artefact)
+    (artefact / "SHA256SUMS").unlink()
+    assert not is_as_written(artefact)
+    assert not is_as_written(artefact / "nowhere")
 
 
 def test_an_artefact_of_the_format_before_digests_is_read(artefact: Path) -> None:

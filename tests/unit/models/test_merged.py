@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -138,6 +140,43 @@ def test_a_merged_folder_is_made_once_and_anew_when_a_weight_changed(
     assert len(list(cache.iterdir())) == 2
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "SHA256SUMS"])
+def test_a_copy_that_was_damaged_in_the_cache_is_made_anew(
+    llama: Path, adapter: Path, cache: Path, name: str
+) -> None:
+    folder = merge_lora(llama, adapter)
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / name).write_bytes(whole[name][:-8])
+    assert merge_lora(llama, adapter) == folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    (folder / "modeling.py").write_text("raise SystemExit")
+    merge_lora(llama, adapter)
+    assert {path.name for path in folder.iterdir()} == set(whole)
+    assert list(cache.iterdir()) == [folder]
+
+
+def test_what_killed_processes_left_is_in_nobodys_way_and_goes_after_a_day(
+    llama: Path, adapter: Path, cache: Path, tmp_path: Path
+) -> None:
+    """A restarted server in a container has the process id of the one that was killed."""
+    name = merge_lora(llama, adapter).name
+    shutil.rmtree(cache)
+    fresh, stale = cache / f"{name}.{os.getpid()}.tmp", cache / "merged-0123.1.tmp"
+    for left in (fresh, stale):
+        left.mkdir(parents=True)
+        (left / "model.safetensors").write_bytes(b"half")
+    two_days_ago = time.time() - 2 * 86_400
+    os.utime(stale, (two_days_ago, two_days_ago))
+    merge_lora(llama, adapter)
+    assert {path.name for path in cache.iterdir()} == {name, fresh.name}
+
+
+def test_a_tokenizer_and_what_hubs_keep_may_stand_beside_an_adapter(llama: Path, adapter: Path) -> None:
+    for name in (".gitattributes", "vocab.json", "merges.txt", "tokenizer.model", "vocab.txt"):
+        (adapter / name).write_bytes(b"\xff not read")
+    assert not (merge_lora(llama, adapter) / "merges.txt").exists()
+
+
 # --- refusals
 
 
@@ -189,6 +228,8 @@ def test_a_missing_file_is_named(llama: Path, adapter: Path, name: str) -> None:
         ({"a_setting_of_next_year": 1}, "a_setting_of_next_year"),
         ({"r": 0}, "broken or does not fit"),
         ({"r": None}, "broken or does not fit"),
+        ({"r": 6}, "not rank 6"),
+        ({"lora_alpha": 10**400}, "broken or does not fit .*OverflowError"),
     ],
 )
 def test_what_is_no_plain_lora_adapter_is_refused(
@@ -199,6 +240,17 @@ def test_what_is_no_plain_lora_adapter_is_refused(
     with pytest.raises(ArtefactError, match=message):
         merge_lora(llama, adapter)
     assert not cache.exists()
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 1e300])
+def test_a_scale_that_makes_no_numbers_is_refused(
+    llama: Path, adapter: Path, cache: Path, alpha: float
+) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": alpha}))
+    with pytest.raises(ArtefactError, match="would not be finite"):
+        merge_lora(llama, adapter)
+    assert list(cache.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '"LORA"', "[" * 100_000])
@@ -215,6 +267,27 @@ def spoil_header(path: Path) -> None:
 def drop_half(path: Path) -> None:
     weights = load_file(path)
     save_file({name: weight for name, weight in weights.items() if "lora_A" in name}, path)
+
+
+def drop_first_a(path: Path) -> None:
+    weights = load_file(path)
+    del weights[min(name for name in weights if "lora_A" in name)]
+    save_file(weights, path)
+
+
+def add_foreign_b(path: Path) -> None:
+    name = "base_model.model.model.layers.99.mlp.up_proj.lora_B.weight"
+    save_file(load_file(path) | {name: torch.zeros(4, 3)}, path)
+
+
+def flatten(path: Path) -> None:
+    save_file({name: weight.flatten() for name, weight in load_file(path).items()}, path)
+
+
+def put_nan(path: Path) -> None:
+    weights = load_file(path)
+    weights[max(weights)][0, 0] = float("nan")
+    save_file(weights, path)
 
 
 def add_head(path: Path) -> None:
@@ -235,6 +308,10 @@ def widen(path: Path) -> None:
         (spoil_header, "broken"),
         (drop_half, "broken"),
         (widen, "broken"),
+        (drop_first_a, "broken"),
+        (add_foreign_b, "broken"),
+        (flatten, "not rank 3"),
+        (put_nan, "would not be finite"),
         (add_head, r"lm_head\.weight, which is no part"),
         (empty, "changes nothing"),
     ],
