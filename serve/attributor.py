@@ -99,9 +99,18 @@ class OpenDeletion(Protocol):
     """Makes what scores a document without some of its attributed words."""
 
     def __call__(
-        self, attribution: Attribution, *, query: Query, document: Document, rivals: Sequence[float]
+        self,
+        attribution: Attribution,
+        *,
+        query: Query,
+        document: Document,
+        rivals: Sequence[float],
+        before_call: Callable[[], None],
     ) -> tuple[Deletion, Worths]:
-        """Return the document as one whose words can be deleted, and its scores without some of them."""
+        """Return the document as one whose words can be deleted, and its scores without some of them.
+
+        `before_call` is called before what else is read of the document is scored.
+        """
         ...
 
 
@@ -216,7 +225,9 @@ class AttributorService:
     ) -> RankFlip | None:
         before_call()
         rivals = standing.read_as(attribution.score).rivals
-        deletion, worths = self._open_deletion(attribution, query=query, document=document, rivals=rivals)
+        deletion, worths = self._open_deletion(
+            attribution, query=query, document=document, rivals=rivals, before_call=before_call
+        )
 
         def watched(coalitions: Sequence[int]) -> Sequence[float]:
             before_call()

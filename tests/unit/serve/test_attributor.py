@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -121,10 +121,8 @@ class SlowDeletion:
     def __init__(self) -> None:
         self.num_calls = 0
 
-    def __call__(
-        self, attribution: Attribution, *, query: Query, document: Document, rivals: Sequence[float]
-    ) -> tuple[Deletion, Worths]:
-        deletion, worths = open_overlap_deletion(attribution, query=query, document=document, rivals=rivals)
+    def __call__(self, attribution: Attribution, **of_document: Any) -> tuple[Deletion, Worths]:
+        deletion, worths = open_overlap_deletion(attribution, **of_document)
 
         def slow(coalitions: Sequence[int]) -> Sequence[float]:
             self.num_calls += 1

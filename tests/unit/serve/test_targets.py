@@ -143,11 +143,9 @@ def test_in_a_stream_rank_flips_follow_the_refined_values(connect: Callable[...,
 def test_without_time_for_rank_flips_the_values_stay_and_it_is_said(
     connect: Callable[..., TestClient], card: ModelCard
 ) -> None:
-    def open_slowly(
-        attribution: Attribution, *, query: Query, document: Document, rivals: Sequence[float]
-    ) -> tuple[Deletion, Worths]:
+    def open_slowly(attribution: Attribution, **of_document: Any) -> tuple[Deletion, Worths]:
         time.sleep(1.2)
-        return open_overlap_deletion(attribution, query=query, document=document, rivals=rivals)
+        return open_overlap_deletion(attribution, **of_document)
 
     attributors = AttributorService(build_overlap_attributor, open_slowly, digest=card.digest)
     client = connect(attributors=attributors, attribution_timeout_s=1.0)
