@@ -125,6 +125,28 @@ def test_a_margin_is_over_a_place_of_the_first_stage_s_list(client: TestClient) 
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "no_such_document")
 
 
+def test_a_margin_where_nothing_was_found_is_no_mistake(client: TestClient) -> None:
+    answer = client.post("/v1/attribute", json={"query": "zebra", "target": "margin:0"})
+    assert (answer.status_code, answer.json()["results"]) == (200, [])
+    assert answer.json()["meta"]["warnings"] == ["no document of the corpus shares a word with the query"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({"budget": 301}, "budget_too_large"),
+        ({"target": "rank", "granularity": "field"}, "rank_flips_of_words"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused_before_anything_is_retrieved(
+    connect: Callable[..., TestClient], settings: dict[str, Any], code: str
+) -> None:
+    handle: Any = ScriptedHandle([])
+    client = connect(retrievers=RetrieverHandle(handle))
+    refused = client.post("/v1/attribute", json={"query": "sea ice", **settings})
+    assert refused.json()["error"]["code"] == code
+
+
 def test_a_stream_begins_with_the_candidates_that_were_ranked(client: TestClient) -> None:
     told = client.post("/v1/explain", json={"query": "sea ice"}, headers=STREAM).text
     name, data = told.split("\n\n")[0].split("\n")
