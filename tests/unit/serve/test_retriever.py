@@ -182,6 +182,26 @@ def test_the_number_of_candidates_is_bounded_by_that_of_documents(
     assert (refused.status_code, refused.json()["error"]["param"]) == (413, "num_candidates")
 
 
+def test_candidates_are_no_longer_together_than_documents_that_could_be_sent(
+    connect: Callable[..., TestClient],
+) -> None:
+    lengths = {"a": 600, "b": 400, "c": 24, "d": 1}
+    found = tuple(
+        Candidate(Document(name, "ice ".ljust(length, ".")), rank, 9.0 - rank)
+        for rank, (name, length) in enumerate(lengths.items(), start=1)
+    )
+    handle: Any = ScriptedHandle([found, found[:3], found[3:] + found])
+    client = connect(retrievers=RetrieverHandle(handle), max_body_bytes=1024)
+    cut, whole, shifted = (client.post("/rerank", json={"query": "ice"}).json() for _ in range(3))
+    for answer, names in ((cut, "abc"), (whole, "abc"), (shifted, "dab")):
+        by_place = sorted(answer["results"], key=lambda result: result["index"])
+        assert "".join(result["document"]["id"] for result in by_place) == names
+    assert not any("candidates" in warning for warning in whole["meta"]["warnings"])
+    (warning, *_) = cut["meta"]["warnings"]
+    assert "the first 3 of 4 candidates" in warning
+    assert "1024 characters" in warning
+
+
 def test_the_models_say_whether_a_corpus_is_served(
     connect: Callable[..., TestClient], client: TestClient
 ) -> None:
