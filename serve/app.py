@@ -136,7 +136,9 @@ def build_http(  # noqa: PLR0913 - one argument per part
             max_evals=args.max_evals,
             deadline_s=args.attribution_timeout_s,
         ),
-        first_stage=FirstStage(retrievers, max_candidates=args.max_documents),
+        first_stage=FirstStage(
+            retrievers, max_candidates=args.max_documents, max_characters=args.max_body_bytes
+        ),
     )
     chat = ChatService(
         chat_model,

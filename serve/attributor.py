@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -39,6 +40,22 @@ class Standing:
 
     score: float
     rivals: tuple[float, ...]
+
+    def read_as(self, score: float) -> Standing:
+        """Return the standing, at the same rank, of a document whose score is read as another number here.
+
+        All scores are shifted by the difference, so that what is read here falls by what a deletion does to
+        it, not by how far two processes read the same text apart.
+        """
+        shift = score - self.score
+        least = math.nextafter(score, math.inf)
+        return Standing(
+            score,
+            tuple(
+                max(rival + shift, least) if rival > self.score else min(rival + shift, score)
+                for rival in self.rivals
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +99,18 @@ class OpenDeletion(Protocol):
     """Makes what scores a document without some of its attributed words."""
 
     def __call__(
-        self, attribution: Attribution, *, query: Query, document: Document, rivals: Sequence[float]
+        self,
+        attribution: Attribution,
+        *,
+        query: Query,
+        document: Document,
+        rivals: Sequence[float],
+        before_call: Callable[[], None],
     ) -> tuple[Deletion, Worths]:
-        """Return the document as one whose words can be deleted, and its scores without some of them."""
+        """Return the document as one whose words can be deleted, and its scores without some of them.
+
+        `before_call` is called before what else is read of the document is scored.
+        """
         ...
 
 
@@ -198,15 +224,16 @@ class AttributorService:
         before_call: Callable[[], None],
     ) -> RankFlip | None:
         before_call()
+        rivals = standing.read_as(attribution.score).rivals
         deletion, worths = self._open_deletion(
-            attribution, query=query, document=document, rivals=standing.rivals
+            attribution, query=query, document=document, rivals=rivals, before_call=before_call
         )
 
         def watched(coalitions: Sequence[int]) -> Sequence[float]:
             before_call()
             return worths(coalitions)
 
-        return find_rank_flip(replace(deletion, score=standing.score), attribution.values, watched)
+        return find_rank_flip(deletion, attribution.values, watched)
 
 
 def _look_away(work: asyncio.Future[Any]) -> None:

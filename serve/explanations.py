@@ -155,7 +155,7 @@ async def _attributed(
     if not chosen:
         yield WordsFound({}, is_refined=True, rank_flips={})
         return
-    places = explained_places(ranked, asked)
+    searched = searched_places(ranked, asked)
     task = AttributionTask(
         query=ranked.query,
         documents=tuple(ranked.documents[index] for index in chosen),
@@ -164,15 +164,17 @@ async def _attributed(
         max_evals=asked.max_evals,
         seed=asked.seed,
         deadline_s=asked.deadline_s,
-        standings=tuple(standing_at(rank, ranked) for rank, _ in places) if asked.with_flips else (),
+        standings=tuple(standing_at(rank, ranked) for rank, _ in searched),
     )
     async with aclosing(attributors.attribute(task)) as answers:
         async for found in answers:
             _require_same_model(ranked, found, chosen)
             by_index = dict(zip(chosen, found.attributions, strict=True))
-            flips = None
-            if found.rank_flips is not None:
-                flips = {index: flip for (_, index), flip in zip(places, found.rank_flips, strict=True)}
+            is_searched = found.rank_flips is not None or (found.is_refined and not searched)
+            flips: dict[int, RankFlip | None] | None = None
+            if asked.with_flips and is_searched:
+                flips = {index: None for _, index in explained_places(ranked, asked)}
+                flips |= zip((index for _, index in searched), found.rank_flips or (), strict=True)
             yield WordsFound(by_index, found.is_refined, flips)
 
 
@@ -230,6 +232,13 @@ def explained_places(ranked: RankedList, asked: Asked) -> list[tuple[int, int]]:
     """Return rank, from 1, and position of each result that is explained."""
     chosen = ranked.order[asked.skip : asked.skip + asked.num_results]
     return list(enumerate(chosen, start=asked.skip + 1))
+
+
+def searched_places(ranked: RankedList, asked: Asked) -> list[tuple[int, int]]:
+    """Return rank and position of each result whose rank flip is searched: the last one cannot fall."""
+    if not asked.with_flips:
+        return []
+    return [(rank, index) for rank, index in explained_places(ranked, asked) if rank < len(ranked.order)]
 
 
 def rival_of(rank: int, ranked: RankedList, asked: Asked) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rerank_core.records import Query
@@ -44,10 +45,11 @@ class FirstStageList:
 class FirstStage:
     """Gives each request its list: the one that it brings, or one from a corpus."""
 
-    def __init__(self, retrievers: Retrievers | None, *, max_candidates: int) -> None:
-        """Take a retriever, or None where no corpus is served."""
+    def __init__(self, retrievers: Retrievers | None, *, max_candidates: int, max_characters: int) -> None:
+        """Take a retriever, or None where no corpus is served, and bounds on a request's candidates."""
         self._retrievers = retrievers
         self._max_candidates = max_candidates
+        self._max_characters = max_characters
 
     @property
     def has_corpus(self) -> bool:
@@ -74,7 +76,8 @@ class FirstStage:
         require_query(request.query)
         num_candidates = request.num_candidates or min(NUM_CANDIDATES, self._max_candidates)
         self._require_bounded(request.query, num_candidates)
-        return _retrieved(await self._retrievers.retrieve(Query("", request.query), k=num_candidates))
+        found = await self._retrievers.retrieve(Query("", request.query), k=num_candidates)
+        return _retrieved(found, max_characters=self._max_characters)
 
     def _require_bounded(self, query: str, num_candidates: int) -> None:
         if num_candidates > self._max_candidates:
@@ -101,7 +104,16 @@ def _sent(request: RerankRequest) -> FirstStageList:
     return FirstStageList(tuple(documents_of(sent)), shown, (None,) * len(sent))
 
 
-def _retrieved(candidates: tuple[Candidate, ...]) -> FirstStageList:
+def _retrieved(found: tuple[Candidate, ...], *, max_characters: int) -> FirstStageList:
+    """Return candidates up to the first with which they would have too many characters."""
+    totals = accumulate(len(candidate.document.content) for candidate in found)
+    candidates = found[: sum(total <= max_characters for total in totals)]
+    warnings = [] if found else [NOTHING_FOUND]
+    if len(candidates) < len(found):
+        warnings.append(
+            f"the first {len(candidates)} of {len(found)} candidates were taken: with the next one they would"
+            f" have more than {max_characters} characters"
+        )
     return FirstStageList(
         tuple(candidate.document for candidate in candidates),
         tuple(_shown(candidate.document) for candidate in candidates),
@@ -109,7 +121,7 @@ def _retrieved(candidates: tuple[Candidate, ...]) -> FirstStageList:
             FirstStageObject(rank=candidate.first_stage_rank, score=candidate.first_stage_score)
             for candidate in candidates
         ),
-        () if candidates else (NOTHING_FOUND,),
+        tuple(warnings),
     )
 
 

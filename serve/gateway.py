@@ -29,7 +29,7 @@ from serve.explanations import (
     RankedList,
     attributed_indices,
     explained,
-    explained_places,
+    searched_places,
 )
 from serve.lists import FEW_CHARACTERS, CostedList, TokenLimits
 from serve.requests import (
@@ -37,6 +37,7 @@ from serve.requests import (
     documents_of,
     margin_over,
     pairs_of,
+    require_document,
     require_documents,
     require_query,
     require_words,
@@ -112,6 +113,7 @@ class _Answered:
     response: RerankResponse
     ranked: RankedList
     costs: tuple[int, ...]
+    max_length: int  # tokens that the model reads at a time
 
 
 class Gateway:
@@ -167,7 +169,7 @@ class Gateway:
         who = self._explaining
         with ExitStack() as work:
             try:
-                cost = explaining_cost(answered.ranked, answered.costs, asked)
+                cost = explaining_cost(answered.ranked, answered.costs, asked, max_length=answered.max_length)
                 work.enter_context(who.admission.work_of(cost))
             except TooManyRequestsError:
                 yield Degraded("attributor")
@@ -178,10 +180,15 @@ class Gateway:
                 yield event
 
     async def _asked_and_answered(self, request: RerankRequest) -> tuple[Asked | None, _Answered]:
-        """Return what is to be explained, checked before any document is scored, and the ranking."""
+        """Return what is to be explained, checked before documents are retrieved or scored, and the ranking.
+
+        Where nothing was found a margin over any position is one over nothing, and no mistake.
+        """
         self._require_served(request.model)
+        asked = self._asked(request)
         first_stage = await self._first_stage.list_of(request)
-        asked = self._asked(request, num_documents=len(first_stage.documents))
+        if asked is not None and asked.over is not None and first_stage.documents:
+            require_document(asked.over, num_documents=len(first_stage.documents))
         return asked, await self._answered(request, first_stage)
 
     async def _answered(self, request: RerankRequest, first_stage: FirstStageList) -> _Answered:
@@ -205,15 +212,14 @@ class Gateway:
             usage=_usage([costed]),
             meta=_meta([costed], scale=scale, card=card, digest=ranked.digest, warnings=first_stage.warnings),
         )
-        return _Answered(response, ranked, costed.costs)
+        return _Answered(response, ranked, costed.costs, card.max_length)
 
-    def _asked(self, request: RerankRequest, *, num_documents: int) -> Asked | None:
+    def _asked(self, request: RerankRequest) -> Asked | None:
         """Return what is to be explained, or None.
 
         Raises:
             TooLargeError: more evaluations are asked for than the server allows.
-            InvalidRequestError: the margin is over no document of the list, or rank flips are asked for
-                among other parts than words.
+            InvalidRequestError: rank flips are asked for among other parts than words.
         """
         options, limits = request.explain, self._explaining
         if options is None or not (options.attributions or options.text):
@@ -230,7 +236,6 @@ class Gateway:
         with_flips = settings.target in ("rank", "listwise")
         if with_flips:
             require_words(settings.granularity)
-        over = margin_over(settings.target, num_documents=num_documents)
         shown = request.top_n or self._limits.max_documents
         return Asked(
             skip=options.skip,
@@ -239,7 +244,7 @@ class Gateway:
             num_words=options.top_k_words,
             contrast=options.contrast,
             with_next=options.contrast or settings.target == "margin",
-            over=over,
+            over=margin_over(settings.target),
             with_flips=with_flips,
             with_order_flip=settings.target == "listwise",
             method=settings.method,
@@ -412,18 +417,16 @@ def _require_texts(lists: Sequence[tuple[str, Sequence[Document]]], *, max_docum
         )
 
 
-def explaining_cost(ranked: RankedList, costs: Sequence[int], asked: Asked) -> int:
+def explaining_cost(ranked: RankedList, costs: Sequence[int], asked: Asked, *, max_length: int) -> int:
     """Return about how many tokens the model reads to explain.
 
-    A masked text has half of a text's tokens; a text without a few words has nearly all of them, and once
-    what else is read of a long document is scored.
+    A masked text has half of a text's tokens. A text without a few words has nearly all of them, of a long
+    document those of one chunk; what else is read of it is scored once.
     """
     num_evals = MAX_EXACT_EVALS if asked.method == "exact" else asked.max_evals + COARSE_EVALS
     values = sum(costs[index] for index in attributed_indices(ranked, asked)) * num_evals // 2
-    if not asked.with_flips:
-        return values
-    num_texts = MAX_FLIP_EVALS + 1
-    return values + sum(costs[index] for _, index in explained_places(ranked, asked)) * num_texts
+    searched = [costs[index] for _, index in searched_places(ranked, asked)]
+    return values + sum(min(cost, max_length) * MAX_FLIP_EVALS + cost for cost in searched)
 
 
 def _usage(lists: Sequence[CostedList]) -> Usage:

@@ -90,23 +90,21 @@ def token_limits(request: ScoredRequest) -> TokenLimits:
     )
 
 
-def margin_over(target: str, *, num_documents: int) -> int | None:
-    """Return the position of the document that a target `margin:<position>` names, and None for others.
-
-    Raises:
-        InvalidRequestError: the request has no such document.
-    """
+def margin_over(target: str) -> int | None:
+    """Return the position of the document that a target `margin:<position>` names, and None for others."""
     name, _, position = target.partition(":")
-    if name != "margin" or not position:
-        return None
-    if int(position) >= num_documents:
+    return int(position) if name == "margin" and position else None
+
+
+def require_document(over: int, *, num_documents: int) -> None:
+    """Refuse a margin over a document that the list does not have."""
+    if over >= num_documents:
         raise InvalidRequestError(
-            f"there is no document {int(position)} among {num_documents} that are counted from 0",
+            f"there is no document {over} among {num_documents} that are counted from 0",
             code="no_such_document",
             remedy="name the position of a document of the request after `margin:`",
             param="target",
         )
-    return int(position)
 
 
 def require_words(granularity: Leaf) -> None:

@@ -50,7 +50,12 @@ def build_overlap_attributor(
 
 
 def open_overlap_deletion(
-    attribution: Attribution, *, query: Query, document: Document, rivals: Sequence[float]
+    attribution: Attribution,
+    *,
+    query: Query,
+    document: Document,
+    rivals: Sequence[float],
+    before_call: Callable[[], None],
 ) -> tuple[Deletion, Worths]:
     """Return a document whose words can be deleted, scored by the number of words that two texts share."""
     scorer = OverlapScorer()

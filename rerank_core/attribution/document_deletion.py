@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from rerank_core.attribution.deletion import CoalitionScores, Deletion, attributed_part, word_spans
@@ -10,25 +11,31 @@ from rerank_core.models.near_copies import NearCopies
 from rerank_core.records import Document
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rerank_core.attribution.deletion import Worths
     from rerank_core.models.scorer import LanguageModelScorer
     from rerank_core.records import Attribution, Query
 
+NUM_CHUNKS = 16
+"""Chunks that are scored between two calls of `before_call`."""
 
-def document_deletion(
+
+def document_deletion(  # noqa: PLR0913 - a document in its list, and who may end the work
     scorer: LanguageModelScorer,
     attribution: Attribution,
     *,
     query: Query,
     document: Document,
     rivals: Sequence[float],
+    before_call: Callable[[], None] = lambda: None,
 ) -> tuple[Deletion, Worths]:
     """Return a document whose attributed words can be deleted, and its scores without some of them.
 
     `rivals` are the scores of the other documents in its list. A document that is read in chunks scores no
-    lower than its best chunk but the attributed one.
+    lower than its best chunk but the attributed one: these others are scored here, `NUM_CHUNKS` at a time.
+    `before_call` is called before each such call of the model, not before those of the scores that are
+    returned; what it raises ends the work.
 
     Raises:
         DataError: the attribution is of no part that the scorer reads.
@@ -41,7 +48,10 @@ def document_deletion(
     others = [Document("", document.content[start:end]) for start, end in spans if start != part.start]
     if not others:
         return deletion, worths
-    floor = max(scorer.score(query, others))
+    floor = -math.inf
+    for first in range(0, len(others), NUM_CHUNKS):
+        before_call()
+        floor = max(floor, *scorer.score(query, others[first : first + NUM_CHUNKS]))
 
     def document_scores(coalitions: Sequence[int]) -> list[float]:
         return [max(score, floor) for score in worths(coalitions)]

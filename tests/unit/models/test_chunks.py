@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from jobs.deletions import document_deletion
 from jobs.score import score_and_cut
+from rerank_core.attribution import document_deletion as core
 from rerank_core.attribution.build import build_attributor
 from rerank_core.attribution.contract import check_residual
 from rerank_core.attribution.rank_flip import find_rank_flip
@@ -126,6 +127,29 @@ def test_no_words_hold_a_rank_that_another_chunk_has_as_well(chunking, above, is
     assert (flip is not None) == is_held
     if flip:
         assert scores[-2] <= flip.score < rival
+
+
+def test_the_other_chunks_are_scored_no_further_once_nobody_waits(chunking):
+    long = replace(LONG, text=LONG.text * 30)
+    (found,) = build_attributor(chunking, "pruned", max_evals=20).attribute(QUERY, [long], seed=0)
+    num_calls = ceil((len(chunking.visible_spans(QUERY, long)) - 1) / core.NUM_CHUNKS)
+    assert num_calls > 2
+    asked = []
+    core.document_deletion(
+        chunking, found, query=QUERY, document=long, rivals=[], before_call=lambda: asked.append("model")
+    )
+    assert len(asked) == num_calls
+
+    def end_at_the_second():
+        asked.append("end")
+        if asked[-2:] == ["end", "end"]:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        core.document_deletion(
+            chunking, found, query=QUERY, document=long, rivals=[], before_call=end_at_the_second
+        )
+    assert asked.count("end") == 2
 
 
 def test_an_attribution_of_another_text_is_refused(chunking):

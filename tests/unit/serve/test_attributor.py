@@ -7,9 +7,11 @@ import math
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rerank_core.records import Document, Query
 from serve.attributor import COARSE_EVALS, AttributionTask, AttributorService, Standing
@@ -119,10 +121,8 @@ class SlowDeletion:
     def __init__(self) -> None:
         self.num_calls = 0
 
-    def __call__(
-        self, attribution: Attribution, *, query: Query, document: Document, rivals: Sequence[float]
-    ) -> tuple[Deletion, Worths]:
-        deletion, worths = open_overlap_deletion(attribution, query=query, document=document, rivals=rivals)
+    def __call__(self, attribution: Attribution, **of_document: Any) -> tuple[Deletion, Worths]:
+        deletion, worths = open_overlap_deletion(attribution, **of_document)
 
         def slow(coalitions: Sequence[int]) -> Sequence[float]:
             self.num_calls += 1
@@ -143,6 +143,36 @@ def test_rank_flips_of_the_first_documents_come_once_more_with_the_refined_value
     assert flip is not None
     assert [refined.attributions[0].units[place].text for place in flip.places] in (["sea"], ["ice"])
     assert (flip.rank, flip.flipped_rank, flip.score) == (2, 4, 1.0)
+
+
+@pytest.mark.parametrize("difference", [5e-4, 0.0, -5e-4])
+def test_no_rank_flip_comes_of_a_score_that_the_reranker_read_a_little_higher(difference: float) -> None:
+    score = 1.0 + difference
+    above = math.nextafter(score, math.inf)
+    task = replace(
+        FLIPPED,
+        documents=(Document("", "sea sea lakes"),),  # without one of them nothing changes
+        standings=(Standing(score, (above, score - 2e-4, score - 0.5)),),
+    )
+    service = AttributorService(build_overlap_attributor, open_overlap_deletion, digest="d")
+    *_, flipped = asyncio.run(collected(service, task))
+    assert flipped.rank_flips is not None
+    (flip,) = flipped.rank_flips
+    assert flip is not None
+    units = flipped.attributions[0].units
+    assert [units[place].text for place in flip.places] == ["sea", "sea"]
+    assert (flip.rank, flip.flipped_rank, flip.score) == (2, 4, 0.0)
+
+
+@given(st.floats(-20, 20), st.floats(-1e-3, 1e-3), st.lists(st.floats(-20, 20) | st.just(0.0), max_size=5))
+def test_a_standing_keeps_its_rank_where_its_score_is_read_a_little_apart(
+    score: float, difference: float, others: list[float]
+) -> None:
+    standing = Standing(score, (*others, math.nextafter(score, math.inf), score))
+    read = standing.read_as(score + difference)
+    assert [rival > read.score for rival in read.rivals] == [rival > score for rival in standing.rivals]
+    assert read.rivals == pytest.approx([rival + difference for rival in standing.rivals])
+    assert standing.read_as(score) == standing
 
 
 def test_a_deadline_leaves_the_values_without_rank_flips_and_ends_the_search() -> None:

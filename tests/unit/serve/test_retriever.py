@@ -125,6 +125,28 @@ def test_a_margin_is_over_a_place_of_the_first_stage_s_list(client: TestClient) 
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "no_such_document")
 
 
+def test_a_margin_where_nothing_was_found_is_no_mistake(client: TestClient) -> None:
+    answer = client.post("/v1/attribute", json={"query": "zebra", "target": "margin:0"})
+    assert (answer.status_code, answer.json()["results"]) == (200, [])
+    assert answer.json()["meta"]["warnings"] == ["no document of the corpus shares a word with the query"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({"budget": 301}, "budget_too_large"),
+        ({"target": "rank", "granularity": "field"}, "rank_flips_of_words"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused_before_anything_is_retrieved(
+    connect: Callable[..., TestClient], settings: dict[str, Any], code: str
+) -> None:
+    handle: Any = ScriptedHandle([])
+    client = connect(retrievers=RetrieverHandle(handle))
+    refused = client.post("/v1/attribute", json={"query": "sea ice", **settings})
+    assert refused.json()["error"]["code"] == code
+
+
 def test_a_stream_begins_with_the_candidates_that_were_ranked(client: TestClient) -> None:
     told = client.post("/v1/explain", json={"query": "sea ice"}, headers=STREAM).text
     name, data = told.split("\n\n")[0].split("\n")
@@ -158,6 +180,26 @@ def test_the_number_of_candidates_is_bounded_by_that_of_documents(
     assert len(client.post("/rerank", json={"query": "sea ice"}).json()["results"]) == 2
     refused = client.post("/rerank", json={"query": "sea ice", "num_candidates": 3})
     assert (refused.status_code, refused.json()["error"]["param"]) == (413, "num_candidates")
+
+
+def test_candidates_are_no_longer_together_than_documents_that_could_be_sent(
+    connect: Callable[..., TestClient],
+) -> None:
+    lengths = {"a": 600, "b": 400, "c": 24, "d": 1}
+    found = tuple(
+        Candidate(Document(name, "ice ".ljust(length, ".")), rank, 9.0 - rank)
+        for rank, (name, length) in enumerate(lengths.items(), start=1)
+    )
+    handle: Any = ScriptedHandle([found, found[:3], found[3:] + found])
+    client = connect(retrievers=RetrieverHandle(handle), max_body_bytes=1024)
+    cut, whole, shifted = (client.post("/rerank", json={"query": "ice"}).json() for _ in range(3))
+    for answer, names in ((cut, "abc"), (whole, "abc"), (shifted, "dab")):
+        by_place = sorted(answer["results"], key=lambda result: result["index"])
+        assert "".join(result["document"]["id"] for result in by_place) == names
+    assert not any("candidates" in warning for warning in whole["meta"]["warnings"])
+    (warning, *_) = cut["meta"]["warnings"]
+    assert "the first 3 of 4 candidates" in warning
+    assert "1024 characters" in warning
 
 
 def test_the_models_say_whether_a_corpus_is_served(

@@ -143,11 +143,9 @@ def test_in_a_stream_rank_flips_follow_the_refined_values(connect: Callable[...,
 def test_without_time_for_rank_flips_the_values_stay_and_it_is_said(
     connect: Callable[..., TestClient], card: ModelCard
 ) -> None:
-    def open_slowly(
-        attribution: Attribution, *, query: Query, document: Document, rivals: Sequence[float]
-    ) -> tuple[Deletion, Worths]:
+    def open_slowly(attribution: Attribution, **of_document: Any) -> tuple[Deletion, Worths]:
         time.sleep(1.2)
-        return open_overlap_deletion(attribution, query=query, document=document, rivals=rivals)
+        return open_overlap_deletion(attribution, **of_document)
 
     attributors = AttributorService(build_overlap_attributor, open_slowly, digest=card.digest)
     client = connect(attributors=attributors, attribution_timeout_s=1.0)
@@ -211,27 +209,51 @@ def test_a_result_falls_by_a_clear_difference_alone() -> None:
         assert sum(rival > score for rival in standing.rivals) == num_above
 
 
-def test_rank_flips_are_costed_as_whole_texts() -> None:
-    def cost(*, with_flips: bool, over: int | None = None) -> int:
-        asked = Asked(
-            skip=1,
-            num_results=2,
-            with_text=False,
-            num_words=10,
-            contrast=False,
-            with_next=False,
-            over=over,
-            with_flips=with_flips,
-            with_order_flip=False,
-            method="pruned",
-            leaf="token",
-            max_evals=36,
-            seed=0,
-            deadline_s=9,
-        )
-        return explaining_cost(ranked(3.0, 2.0, 1.0, 0.0), [1000, 100, 10, 1], asked)
+def asked_for(*, skip: int = 0, with_flips: bool = True, over: int | None = None) -> Asked:
+    return Asked(
+        skip=skip,
+        num_results=2,
+        with_text=False,
+        num_words=10,
+        contrast=False,
+        with_next=False,
+        over=over,
+        with_flips=with_flips,
+        with_order_flip=False,
+        method="pruned",
+        leaf="token",
+        max_evals=36,
+        seed=0,
+        deadline_s=9,
+    )
 
-    assert cost(with_flips=False) == 110 * 50
-    assert cost(with_flips=True) == 110 * 50 + 110 * (MAX_FLIP_EVALS + 1)
-    assert cost(with_flips=False, over=0) == 1110 * 50
-    assert cost(with_flips=False, over=1) == 110 * 50
+
+def cost(asked: Asked, *, max_length: int = 2000) -> int:
+    listed = ranked(3.0, 2.0, 1.0, 0.0)
+    return explaining_cost(listed, [1000, 100, 10, 1], asked, max_length=max_length)
+
+
+def test_rank_flips_are_costed_as_whole_texts() -> None:
+    assert cost(asked_for(skip=1, with_flips=False)) == 110 * 50
+    assert cost(asked_for(skip=1)) == 110 * 50 + 110 * (MAX_FLIP_EVALS + 1)
+    assert cost(asked_for(skip=1, with_flips=False, over=0)) == 1110 * 50
+    assert cost(asked_for(skip=1, with_flips=False, over=1)) == 110 * 50
+
+
+def test_rank_flips_of_a_long_document_cost_one_chunk_a_text_and_its_other_chunks_once() -> None:
+    assert cost(asked_for(), max_length=50) == 1100 * 50 + (50 + 50) * MAX_FLIP_EVALS + 1100
+
+
+def test_what_cannot_fall_is_neither_searched_nor_charged(connect: Callable[..., TestClient]) -> None:
+    assert cost(asked_for(skip=2)) == 11 * 50 + 10 * (MAX_FLIP_EVALS + 1)
+    assert cost(asked_for(skip=3)) == 1 * 50
+
+    def refuse(*_: Any, **__: Any) -> tuple[Deletion, Worths]:
+        raise AssertionError("it was searched")
+
+    attributors = AttributorService(build_overlap_attributor, refuse, digest="ab" * 32)
+    body = {"query": "sea ice", "documents": ["sea ice"], "target": "listwise"}
+    for stated in ({}, {"budget": 20}):
+        answer = connect(attributors=attributors).post("/v1/attribute", json={**body, **stated}).json()
+        assert "degraded" not in answer
+        assert answer["results"][0]["explanation"]["rank_flip"] == {"units": [], "rank": 1}
