@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - pydantic reads it
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -73,9 +73,10 @@ class ServeArgs(_Settings):
         " come without words.",
     )
     max_pending_chat_tokens: int = Field(
-        50_000,
+        5_000,
         ge=1,
-        description="Tokens of conversations and replies that one gateway admits; more is refused at once.",
+        description="Tokens of conversations and replies that one gateway admits; more is refused at once. By"
+        " default half of what an engine on CPUs holds, so that explanations have room beside them.",
     )
     max_documents: int = Field(1000, ge=1, description="Documents in one request.")
     max_body_bytes: int = Field(4_194_304, ge=1024, description="Size of a request's body.")
@@ -129,6 +130,11 @@ class ServeArgs(_Settings):
             raise ValueError(
                 "chat and explainer_lora are the explainer's: give one (--explainer), or leave them out"
             )
+        if self.chat and self.explainer_name == self.model_name:
+            raise ValueError(
+                f"the reranker and the model that chats would both be called {self.model_name!r}: give the"
+                " reranker another name (--name)"
+            )
         if self.answer_timeout_s <= self.attribution_timeout_s + self.explanation_timeout_s:
             raise ValueError(
                 f"answer_timeout_s {self.answer_timeout_s:g} must be more than attribution_timeout_s and"
@@ -143,11 +149,13 @@ class ServeArgs(_Settings):
 
     @property
     def explainer_name(self) -> str:
-        """The name of who writes texts: with an adapter also the adapter's."""
+        """The name of who writes texts, of folders their last part; with an adapter also the adapter's."""
         if self.explainer is None:
             return "template"
+        folder = Path(self.explainer)
+        name = folder.resolve().name if folder.is_dir() else self.explainer
         lora = self.explainer_lora
-        return self.explainer if lora is None else f"{self.explainer}+{lora.resolve().name}"
+        return name if lora is None else f"{name}+{lora.resolve().name}"
 
 
 class ServeCommand(ServeArgs):

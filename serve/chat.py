@@ -35,6 +35,9 @@ MESSAGE_TOKENS = 16
 FORMAT_TOKENS = 64
 """What a chat format adds to a conversation, generously; some begin it with instructions of their own."""
 
+MAX_TOKEN_CHARACTERS = 64
+"""What a token of a text holds on average, very generously: longer texts are refused before they are read."""
+
 RETRY_AFTER_S = 2
 
 
@@ -128,7 +131,7 @@ class ChatService:
                 ChatChoice(
                     message=ChatReply(content="".join(piece.text for piece in pieces)),
                     finish_reason=next(
-                        (piece.finish_reason for piece in reversed(pieces) if piece.finish_reason), "stop"
+                        piece.finish_reason for piece in reversed(pieces) if piece.finish_reason
                     ),
                 )
             ],
@@ -152,16 +155,17 @@ class ChatService:
     async def _told(self, request: ChatRequest) -> AsyncIterator[ChatPiece | ChatCost]:
         """Yield what the model says, within its time and its share of the work."""
         model = self._require_served(request.model)
-        messages = tuple((one.role, self._text_of(one)) for one in request.messages)
-        asked = request.max_completion_tokens or request.max_tokens or self._limits.max_new_tokens
-        task = ChatTask(messages, min(asked, self._limits.max_new_tokens))
-        with self._admission.work_of(await self._cost(task)):
+        task, cost = await self._costed(request)
+        with self._admission.work_of(cost):
             deadline = time.monotonic() + self._limits.timeout_s
-            is_silent = True
+            is_whole = False
             try:
                 async with aclosing(model.converse(task)) as told:
                     async for piece in until(deadline, told):
-                        is_silent = False
+                        if isinstance(piece, ChatPiece):
+                            is_whole = is_whole or piece.finish_reason is not None
+                        elif not is_whole:
+                            break
                         yield piece
             except TimeoutError as error:
                 raise RequestTimeoutError(
@@ -169,9 +173,9 @@ class ChatService:
                     code="timeout",
                     remedy="send the request again, or with a smaller max_tokens",
                 ) from error
-            if is_silent:
+            if not is_whole:
                 raise UnavailableError(
-                    "the model gave no reply",
+                    "the model gave no whole reply",
                     code="no_reply",
                     remedy="send the request again after the time in Retry-After",
                     retry_after_s=RETRY_AFTER_S,
@@ -193,25 +197,31 @@ class ChatService:
             )
         return self._model
 
-    def _text_of(self, message: ChatMessage) -> str:
-        """Return what a message says; what would end its turn is broken."""
-        parts = message.content if isinstance(message.content, list) else [message.content]
-        text = "".join(part if isinstance(part, str) else part.text for part in parts)
-        return break_turn_marks(text, special_tokens=self._special_tokens)
+    async def _costed(self, request: ChatRequest) -> tuple[ChatTask, int]:
+        """Return what is asked of the model, and the bound on the tokens of conversation and reply.
 
-    async def _cost(self, task: ChatTask) -> int:
-        """Return the bound on the tokens of a conversation and its reply.
+        What would end a message's turn is broken.
 
         Raises:
             TooLargeError: it is more than the model reads.
         """
+        told = [(one.role, _text_of(one)) for one in request.messages]
+        asked = request.max_completion_tokens or request.max_tokens or self._limits.max_new_tokens
+        max_tokens = min(asked, self._limits.max_new_tokens)
+        around = FORMAT_TOKENS + MESSAGE_TOKENS * len(told) + max_tokens
 
-        def counted() -> int:
-            return sum(self._num_tokens(text) + MESSAGE_TOKENS for _, text in task.messages)
+        def costed() -> tuple[ChatTask, int]:
+            broken = [break_turn_marks(text, special_tokens=self._special_tokens) for _, text in told]
+            messages = tuple((role, text) for (role, _), text in zip(told, broken, strict=True))
+            return ChatTask(messages, max_tokens), around + sum(map(self._num_tokens, broken))
 
-        num_characters = sum(len(text) for _, text in task.messages)
-        found = counted() if num_characters <= FEW_CHARACTERS else await asyncio.to_thread(counted)
-        cost = FORMAT_TOKENS + found + task.max_tokens
+        num_characters = sum(len(text) for _, text in told)
+        self._require_readable(around + num_characters // MAX_TOKEN_CHARACTERS)
+        task, cost = costed() if num_characters <= FEW_CHARACTERS else await asyncio.to_thread(costed)
+        self._require_readable(cost)
+        return task, cost
+
+    def _require_readable(self, cost: int) -> None:
         if cost > self._limits.max_model_tokens:
             raise TooLargeError(
                 f"the conversation and its reply may have {cost} tokens, and the model reads"
@@ -220,7 +230,11 @@ class ChatService:
                 remedy="send shorter or fewer messages, or a smaller max_tokens",
                 param="messages",
             )
-        return cost
+
+
+def _text_of(message: ChatMessage) -> str:
+    parts = message.content if isinstance(message.content, list) else [message.content]
+    return "".join(part if isinstance(part, str) else part.text for part in parts)
 
 
 def _usage(cost: ChatCost) -> ChatUsage:

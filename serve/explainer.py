@@ -60,7 +60,7 @@ class PromptVocabulary:
     def __init__(self, model: Path) -> None:
         self._tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
         added = self._tokenizer.get_added_tokens_decoder().values()
-        self.special_tokens = tuple(token.content for token in added)
+        self.special_tokens = tuple(token.content for token in added if token.special)
 
     def num_tokens(self, text: str) -> int:
         """Return the tokens of a text."""

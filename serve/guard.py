@@ -10,8 +10,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rerank_core.errors import ConfigError
 from serve.admission import CallerLimits
 from serve.errors import ApiError, RequestTimeoutError, TooLargeError, UnauthorisedError, internal_fault
+from serve.haproxy import SWITCH, hides_callers
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -52,6 +54,15 @@ class Guard:
         limits: BodyLimits,
         metrics: RequestMetrics,
     ) -> None:
+        """Take the limits of one gateway, and its keys, or None where its own machine alone may ask.
+
+        Raises:
+            ConfigError: there are no keys, and nobody could tell who asks.
+        """
+        if keys is None and hides_callers():
+            raise ConfigError(
+                f"behind HAProxy ({SWITCH}) every caller seems to be this machine; give keys, or unset it"
+            )
         self._app = app
         self._keys = keys
         self._callers = callers

@@ -34,6 +34,9 @@ DRAINING = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
 DRAINING_S = "5"
 """How long a gateway that is to end still answers; Ray's 30 s are for balancers that ask for its health."""
 
+STARTED_HERE = "WHYRANK_STARTED_HAPROXY"
+"""Set where `whyrank serve` has HAProxy started, which it does without keys for loopback alone."""
+
 PUBLIC = "frontend http_frontend"
 """The section that answers requests; its address is the one that the operator has named."""
 
@@ -64,13 +67,19 @@ def haproxy_environment() -> Iterator[None]:
         launcher.chmod(0o700)
         os.environ.update({name: str(Path(folder) / file) for name, file in FILES.items()})
         os.environ.update({SWITCH: "1", PROGRAM: str(launcher), DRAINING: before.get(DRAINING, DRAINING_S)})
+        os.environ[STARTED_HERE] = "1"
         try:
             yield
         finally:
-            for name in (SWITCH, PROGRAM, DRAINING, *FILES):
+            for name in (SWITCH, PROGRAM, DRAINING, STARTED_HERE, *FILES):
                 os.environ.pop(name)
                 if name in before:
                     os.environ[name] = before[name]
+
+
+def hides_callers() -> bool:
+    """Return whether requests come from HAProxy's address whoever sends them, of a Ray that others start."""
+    return os.environ.get(SWITCH, "0") != "0" and STARTED_HERE not in os.environ
 
 
 def _bundled() -> str:

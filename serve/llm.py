@@ -59,7 +59,8 @@ class TextServer(LLMServer):
         """Yield the pieces of one reply, and at last its cost.
 
         Raises:
-            InvalidRequestError: the model's chat format has no place for such messages.
+            InvalidRequestError: the model's chat format has no place for such messages, or they are longer
+                than the model reads; the engine does not tell which.
             RuntimeError: the engine failed.
         """
         from ray.serve.llm.openai_api_models import ChatCompletionRequest
@@ -79,9 +80,10 @@ class TextServer(LLMServer):
             if error.code != HTTPStatus.BAD_REQUEST:
                 raise
             raise InvalidRequestError(
-                "the model's chat format has no place for such messages",
+                "the model's chat format has no place for such messages, or they are longer than it reads",
                 code="conversation_refused",
-                remedy="send a system message first, if any, and then the user's and the assistant's in turn",
+                remedy="send a system message first, if any, then the user's and the assistant's in turn; or"
+                " shorter ones",
                 param="messages",
             ) from error
 
@@ -105,6 +107,11 @@ class EngineError(RuntimeError):
     def __init__(self, told: Mapping[str, Any]) -> None:
         super().__init__(f"the engine failed: {told.get('message')}")
         self.code = told.get("code")
+        self._told = dict(told)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Raised in one process, it arrives in another as it was."""
+        return type(self), (self._told,)
 
 
 def values_in(chunk: str) -> list[dict[str, Any]]:

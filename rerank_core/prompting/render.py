@@ -50,11 +50,12 @@ def break_turn_marks(text: str, *, special_tokens: Iterable[str] = ()) -> str:
     """Return a text that cannot end its turn, and is otherwise as it was.
 
     The turn marks of common chat formats and the given special tokens of a tokenizer are broken by a space
-    after their first character, so that no tokenizer reads them as one token.
+    after their first character, so that no tokenizer reads them as one token. A token of white space alone
+    ends no turn, and stays.
     """
     text = _TURN_MARK.sub(lambda match: _broken(match.group()), text)
     for token in sorted(set(special_tokens), key=len, reverse=True):
-        if len(token) > 1:
+        if len(token) > 1 and not token.isspace():
             text = text.replace(token, _broken(token))
     return text
 

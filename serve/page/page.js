@@ -46,13 +46,18 @@ offerSearch();
 
 // Offers to search where a corpus is served; a server that asks for keys says so to whoever brings one.
 async function offerSearch() {
+  const isServed = await servesCorpus();
+  document.getElementById("source").hidden = !isServed;
+  if (!isServed) search.checked = false; // a browser may have kept it from another server or key
+  showSource();
+}
+
+async function servesCorpus() {
   try {
     const answer = await fetch("v1/models", { headers: withKey({}) });
-    if (!answer.ok) return;
-    const { data } = await answer.json();
-    document.getElementById("source").hidden = !data.some((model) => model.has_corpus);
+    return answer.ok && (await answer.json()).data.some((model) => model.has_corpus);
   } catch {
-    // Who ranks next is told why nobody answers.
+    return false; // who ranks next is told why nobody answers
   }
 }
 
@@ -245,7 +250,7 @@ async function showRankFlip(item, index, place) {
 
 // Says what was found of the words that hold a result at its rank.
 function flipped(flip) {
-  if (!flip) return ["There was no time to search for these words."];
+  if (!flip) return ["These words could not be found out this time."];
   if (!flip.units.length) return ["No few words decide it."];
   const words = flip.units.map((unit) => {
     const marked = document.createElement("mark");

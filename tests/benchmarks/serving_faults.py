@@ -54,6 +54,10 @@ KILL_EVERY_S = 5.0
 NUM_FAILURES = 2
 """Of the explainer in a row: fewer than those after which the gateway does without it for a while."""
 
+RECOVERY_S = 60.0
+ENGINE_S = 120.0
+"""How long an engine that was killed may take to write again."""
+
 MAX_EVALS = 20_000
 SMALL = "small"
 
@@ -114,6 +118,30 @@ async def capacity(address: str, path: str, *, num_clients: int, seconds: float)
     return num_answered / (time.perf_counter() - started)
 
 
+async def first_answer(address: str, path: str, *, after_s: float, within_s: float) -> float:
+    """Return when a request is first answered with 200, asked from some seconds on again and again.
+
+    Raises:
+        TimeoutError: none is in time.
+    """
+    await asyncio.sleep(after_s)
+    async with asyncio.timeout(within_s), httpx.AsyncClient(base_url=address, trust_env=False) as client:
+        while (await client.post(path, json=body_of(0), timeout=within_s)).status_code != 200:
+            await asyncio.sleep(0.02)
+    return time.perf_counter()
+
+
+async def load_and_recovery(
+    address: str, path: str, *, per_second: float, seconds: float
+) -> tuple[list[Answer], float]:
+    """Return the answers to a load, and how long after its last request another one is answered with 200."""
+    answers, answered = await asyncio.gather(
+        load(address, path, per_second=per_second, seconds=seconds),
+        first_answer(address, path, after_s=seconds, within_s=RECOVERY_S),
+    )
+    return answers, answered - max(one.sent for one in answers)
+
+
 def replicas(app: str, deployment: str) -> list[psutil.Process]:
     """Return the processes of a deployment's replicas."""
     found = []
@@ -142,14 +170,13 @@ def overload(address: str, *, seconds: float) -> dict[str, float]:
 
     watching = threading.Thread(target=watch)
     watching.start()
-    answers = asyncio.run(load(address, path, per_second=OVERLOAD * rate, seconds=seconds))
-    last = max(one.sent + one.seconds for one in answers)
-    with httpx.Client(base_url=address, trust_env=False, timeout=60) as client:
-        while client.post(path, json=body_of(0)).status_code != 200:
-            time.sleep(0.02)
-    recovered = time.perf_counter() - last
-    ended.set()
-    watching.join()
+    try:
+        answers, recovered = asyncio.run(
+            load_and_recovery(address, path, per_second=OVERLOAD * rate, seconds=seconds)
+        )
+    finally:
+        ended.set()
+        watching.join()
     accepted, refused = seconds_of(answers, 200), seconds_of(answers, 429, 503)
     third = max(len(memory) // 3, 1)
     return {
@@ -236,7 +263,9 @@ def degraded(address: str) -> dict[str, float]:
                 assert is_written(answer) == (fault == "none"), answer
                 assert answer.get("degraded", []) == ([] if fault in ("none", "babble") else ["explainer"])
             found[f"explainer_{fault}_s"] = statistics.median(seconds for seconds, _ in answers)
+            deadline = time.perf_counter() + ENGINE_S
             while not is_written(timed(explained)[1]):  # the engine is not back yet
+                assert time.perf_counter() < deadline, f"no text {ENGINE_S:g} s after {fault}"
                 time.sleep(5)
         long = {"documents": [" ".join(documents_of(1)[:5])], "budget": MAX_EVALS}
         seconds, answer = timed({**explained, **long})

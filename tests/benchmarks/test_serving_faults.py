@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.benchmarks.serving_faults import first_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 BENCHMARK = Path(__file__).with_name("serving_faults.py")
 NONE = ("loss_errors", "overload_other", "overload_without_retry_after")
@@ -17,6 +28,43 @@ MOST = {
     "overload_gateway_rss_growth": 0.05,
     "overload_recovered_s": 2.0,
 }
+
+
+@contextmanager
+def refusing(number: int) -> Iterator[str]:
+    """Serve on loopback, and refuse so many requests before others are answered; give the address."""
+    left = iter(range(number))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200 if next(left, None) is None else 429)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_request(self, *_: object) -> None:
+            """Keep quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_the_first_answer_is_the_first_that_is_none_of_the_refusals() -> None:
+    with refusing(3) as address:
+        asked = time.perf_counter()
+        answered = asyncio.run(first_answer(address, "/", after_s=0.1, within_s=20))
+        assert answered >= asked + 0.1 + 3 * 0.02
+
+
+def test_a_server_that_does_not_recover_is_not_waited_for_for_ever() -> None:
+    with refusing(10**6) as address, pytest.raises(TimeoutError):
+        asyncio.run(first_answer(address, "/", after_s=0, within_s=0.3))
 
 
 @pytest.mark.bench

@@ -172,7 +172,7 @@ def test_what_decides_a_rank_is_answered_beside_the_result(page: Page, server: t
     expect(second.locator(".flip")).to_have_text("Without sea, ice it would stand at rank 4.")
     assert second.locator(".flip mark").all_text_contents() == ["sea", "ice"]
     assert page.evaluate("flipped({ units: [] })") == ["No few words decide it."]
-    assert page.evaluate("flipped(undefined)") == ["There was no time to search for these words."]
+    assert page.evaluate("flipped(undefined)") == ["These words could not be found out this time."]
 
 
 def test_a_heat_map_shows_at_the_result_that_has_the_focus_alone(page: Page, server: tuple[str, str]) -> None:
@@ -247,6 +247,12 @@ def test_no_corpus_is_offered_where_none_is_served(browser: Browser, tmp_path: P
             opened.goto(address)
         assert told.value.json()["data"][0]["has_corpus"] is False
         assert not opened.locator("#source").is_visible()
+        opened.evaluate("search.checked = true; showSource()")  # as a browser keeps it from an earlier server
+        assert not opened.locator("#documents").is_visible()
+        with opened.expect_response("**/v1/models"):
+            opened.evaluate("key.dispatchEvent(new Event('change'))")
+        expect(opened.locator("#documents")).to_be_visible()
+        assert opened.evaluate("search.checked") is False
 
 
 def test_the_page_is_as_wide_as_the_screen(page: Page, server: tuple[str, str]) -> None:

@@ -45,6 +45,8 @@ RAYS_OWN = {
 }
 """Who may listen on other interfaces than loopback: Ray's own processes, which ask for its token."""
 
+REPLICA = "ray::ServeRepl"
+
 CALLS = (
     "/ray.rpc.JobInfoGcsService/GetAllJobInfo",
     "/ray.rpc.NodeManagerService/GetSystemConfig",
@@ -191,15 +193,7 @@ def assert_only_ray_listens_beyond_loopback(server: Served) -> None:
             assert any(known.startswith(name) or name.startswith(known) for known in RAYS_OWN), (name, port)
 
 
-def test_a_request_is_answered_with_words(server: Served) -> None:
-    assert_words(server)
-
-
-def test_whoever_listens_beyond_loopback_is_on_the_list(server: Served) -> None:
-    assert_only_ray_listens_beyond_loopback(server)
-
-
-def test_whoever_listens_beyond_loopback_refuses_calls_without_the_token(server: Served) -> None:
+def assert_calls_need_the_token(server: Served) -> None:
     found = {
         (name, "127.0.0.1" if address in ("::", "0.0.0.0") else address, port)
         for name, address, port in server.listeners()
@@ -219,6 +213,18 @@ def test_whoever_listens_beyond_loopback_refuses_calls_without_the_token(server:
         assert "OK" not in answers.values(), (name, place, answers)
         assert status_of(place, refused[0], token="0" * 64) == "UNAUTHENTICATED", (name, place)
         assert status_of(place, refused[0], token=server.token()) != "UNAUTHENTICATED", (name, place)
+
+
+def test_a_request_is_answered_with_words(server: Served) -> None:
+    assert_words(server)
+
+
+def test_whoever_listens_beyond_loopback_is_on_the_list(server: Served) -> None:
+    assert_only_ray_listens_beyond_loopback(server)
+
+
+def test_whoever_listens_beyond_loopback_refuses_calls_without_the_token(server: Served) -> None:
+    assert_calls_need_the_token(server)
 
 
 def test_ray_refuses_callers_without_its_token(server: Served) -> None:
@@ -269,6 +275,18 @@ def test_behind_haproxy_nothing_more_listens_beyond_loopback(
     found = {(address, str(port)) for name, address, port in behind_haproxy.listeners() if name == "haproxy"}
     wanted = {str(behind_haproxy.port), *statistics_ports.values()}
     assert found == {("127.0.0.1", port) for port in wanted}
+
+
+def test_behind_haproxy_the_gateways_own_http_is_on_loopback_and_all_else_refuses_calls(
+    behind_haproxy: Served,
+) -> None:
+    answering = {
+        address
+        for name, address, port in behind_haproxy.listeners()
+        if name.startswith(REPLICA) and http_answer(f"127.0.0.1:{port}") is not None
+    }
+    assert answering == {"127.0.0.1"}
+    assert_calls_need_the_token(behind_haproxy)
 
 
 def test_haproxy_ends_with_the_command(behind_haproxy: Served) -> None:

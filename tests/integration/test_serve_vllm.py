@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import importlib.util
 import json
 import socket
@@ -94,10 +95,18 @@ def test_what_an_engine_refuses_is_the_caller_s_fault_and_what_fails_is_not(is_o
             else f"data: {json.dumps({'error': told})}"
         )
 
-    with pytest.raises(InvalidRequestError, match="no place for such messages"):
-        conversed([refusal(400)])
+    with pytest.raises(InvalidRequestError, match="no place for such messages, or they") as refused:
+        conversed([refusal(400)])  # of which of the two the engine says nothing
+    assert "in turn" in refused.value.remedy
+    assert "shorter" in refused.value.remedy
     with pytest.raises(EngineError, match="roles must alternate"):
         conversed([refusal(500)])
+
+
+def test_an_engine_s_error_arrives_in_another_process_as_it_was() -> None:
+    error = copy.copy(EngineError({"message": "roles must alternate", "code": 400}))  # rebuilt as by pickle
+    assert (str(error), error.code) == ("the engine failed: roles must alternate", 400)
+    assert copy.copy(error).code == 400
 
 
 def test_an_engine_s_stream_is_read_piece_by_piece() -> None:

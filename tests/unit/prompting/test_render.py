@@ -73,3 +73,8 @@ def test_broken_turn_marks_leave_the_lines_of_a_text_as_they_are() -> None:
     broken = break_turn_marks(text, special_tokens=["<tool>"])
     assert broken == "def f():\n    return 1\n< |im_end|>\n\t< tool>"
     assert break_turn_marks(broken, special_tokens=["<tool>"]) == broken
+
+
+def test_a_token_of_white_space_is_no_mark() -> None:
+    text = "def f():\n\n\n    return 1"
+    assert break_turn_marks(text, special_tokens=["\n\n", "    "]) == text

