@@ -186,8 +186,8 @@ def searched(merges, worth, *, max_evals, seed=0):
     return result
 
 
-@pytest.mark.parametrize(("game", "least_covered"), [(planted_game, 0.9), (saturating_game, 0.8)])
-def test_the_bound_covers_the_error_on_games_and_is_not_idle(game, least_covered, rng):
+@pytest.mark.parametrize("game", [planted_game, saturating_game])
+def test_the_bound_covers_the_error_on_games_and_is_not_idle(game, rng):
     ratios = []
     for _ in range(40):
         merges, worth = balanced_tree(32), functools.cache(game(32, rng))
@@ -197,8 +197,8 @@ def test_the_bound_covers_the_error_on_games_and_is_not_idle(game, least_covered
             if rough.error is not None:
                 ratios.append(rough.error / np.linalg.norm(np.subtract(rough.values, exactly)))
     assert len(ratios) >= 60
-    assert np.mean(np.array(ratios) >= 1) >= least_covered
-    assert np.median(ratios) <= 3.5
+    assert np.mean(np.array(ratios) >= 1) >= 0.9
+    assert np.median(ratios) <= 3
 
 
 def test_no_bound_is_stated_where_few_borrowers_have_been_split(rng):
