@@ -320,7 +320,8 @@ class Gateway:
         """Return the lists with their scores, all of the one artefact that the card is of.
 
         The card is remembered until scores come with another one. Where they come with two, the model is
-        being replaced, and each list is asked for once more, whole, of one replica.
+        being replaced, and each list is asked for once more, whole, of one replica. A list that was cut by
+        another tokenizer than the model's is refused: this gateway has no other.
         """
         _require_texts(lists, max_documents=self._limits.max_documents)
         limits = token_limits(request) if request else TokenLimits()
@@ -333,13 +334,15 @@ class Gateway:
             self._card = card
             if any(part.card.digest != card.digest for own in scored for part in own):
                 continue
+            if limits != TokenLimits() and card.tokenizer_digest != self._counter.digest:
+                continue  # the texts were cut by another tokenizer than the model's
             if card.digest != before.digest:
                 sent, costed = costed, await self._costed(lists, card, limits)
                 if [one.documents for one in sent] != [one.documents for one in costed]:
                     continue  # this model's texts would have been cut elsewhere
             return card, [(one, _rank(one, own)) for one, own in zip(costed, scored, strict=True)]
         raise UnavailableError(
-            "the model is being replaced, and replicas answered with two versions of it",
+            "the model is being replaced, and the answer would have been of two versions of it",
             code="model_changing",
             remedy="send the request again after the time in Retry-After",
             retry_after_s=2,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer
 
 from rerank_core.errors import ArtefactError
-from serve.reranker import ScoringTask
+from serve.reranker import ScoringTask, tokenizer_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -67,6 +67,7 @@ class TokenCounter:
         path = artefact / "tokenizer.json"
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
+            self.digest = tokenizer_digest(artefact)
         except Exception as error:  # the library raises nothing more special
             raise ArtefactError(f"{path} is missing or broken ({error}); copy the artefact again") from error
         self._tokenizer.no_truncation()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
@@ -30,6 +31,7 @@ class ModelCard:
     """What the served artefact is, and how it reads."""
 
     digest: str
+    tokenizer_digest: str  # SHA-256 of `tokenizer.json`
     max_length: int  # tokens of the whole sequence
     max_query_length: int
     long_documents: LongDocuments
@@ -74,6 +76,12 @@ class Reranker:
         return [Scored(tuple(islice(scores, len(task.documents))), self._card) for task in tasks]
 
 
+def tokenizer_digest(artefact: Path) -> str:
+    """Return the SHA-256 of an artefact's `tokenizer.json`: texts are cut alike where it is the same."""
+    with (artefact / "tokenizer.json").open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def load_served(
     artefact: Path, *, long_documents: LongDocuments, max_tokens_per_batch: int
 ) -> tuple[LanguageModelScorer, ModelCard]:
@@ -94,6 +102,7 @@ def load_served(
     )
     card = ModelCard(
         digest=scorer.digest,
+        tokenizer_digest=tokenizer_digest(artefact),
         max_length=scorer.max_length,
         max_query_length=scorer.encoder.format.max_query_length,
         long_documents=long_documents,

@@ -284,7 +284,12 @@ def largest_difference(address: str, scorer: LanguageModelScorer) -> float:
 def over_free_model(args: ServeArgs) -> Application:
     """Return our gateway over a reranker that costs nothing."""
     card = ModelCard(
-        digest="free", max_length=256, max_query_length=64, long_documents="max_chunk", calibration=None
+        digest="free",
+        tokenizer_digest="free",
+        max_length=256,
+        max_query_length=64,
+        long_documents="max_chunk",
+        calibration=None,
     )
     free = serve.deployment(name="free_reranker", max_ongoing_requests=1024)(FreeReranker).bind(card)
     ingress = serve.deployment(name="free_gateway", max_ongoing_requests=1024)(

@@ -21,7 +21,7 @@ from serve.app import build_http
 from serve.args import ServeArgs
 from serve.attributor import AttributorService
 from serve.auth import add_key
-from serve.reranker import ModelCard, Reranker
+from serve.reranker import ModelCard, Reranker, tokenizer_digest
 from serve.retriever import RetrieverService
 from serve.routes import PAGE
 from tests.fake_services import TEXTS, ScriptedWriter, build_overlap_attributor, open_overlap_deletion
@@ -62,18 +62,26 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
     folder = tmp_path_factory.mktemp("page")
     save_untrained_artefact(folder / "tiny", texts=TEXTS)
     key = add_key(folder / "keys.json", "page")
-    card = ModelCard(
-        digest="ab" * 32, max_length=48, max_query_length=16, long_documents="truncate", calibration=None
-    )
     app = build_http(
         ServeArgs(artefact=folder / "tiny", keys=folder / "keys.json"),
-        reranker=Reranker(OverlapScorer(), card, max_tokens_per_batch=512),
-        attributors=AttributorService(build_overlap_attributor, open_overlap_deletion, digest=card.digest),
+        reranker=Reranker(OverlapScorer(), card_of(folder / "tiny"), max_tokens_per_batch=512),
+        attributors=AttributorService(build_overlap_attributor, open_overlap_deletion, digest="ab" * 32),
         writer=ScriptedWriter(lying_about_rivers),
         retrievers=RetrieverService(Bm25Retriever(CORPUS)),
     )
     with running(app) as address:
         yield address, key
+
+
+def card_of(artefact: Path) -> ModelCard:
+    return ModelCard(
+        digest="ab" * 32,
+        tokenizer_digest=tokenizer_digest(artefact),
+        max_length=48,
+        max_query_length=16,
+        long_documents="truncate",
+        calibration=None,
+    )
 
 
 @contextmanager
@@ -233,13 +241,10 @@ def test_a_search_that_finds_nothing_says_so(page: Page, server: tuple[str, str]
 
 def test_no_corpus_is_offered_where_none_is_served(browser: Browser, tmp_path: Path) -> None:
     save_untrained_artefact(tmp_path / "tiny", texts=TEXTS)
-    card = ModelCard(
-        digest="ab" * 32, max_length=48, max_query_length=16, long_documents="truncate", calibration=None
-    )
     app = build_http(
         ServeArgs(artefact=tmp_path / "tiny", auth=False),
-        reranker=Reranker(OverlapScorer(), card, max_tokens_per_batch=512),
-        attributors=AttributorService(build_overlap_attributor, open_overlap_deletion, digest=card.digest),
+        reranker=Reranker(OverlapScorer(), card_of(tmp_path / "tiny"), max_tokens_per_batch=512),
+        attributors=AttributorService(build_overlap_attributor, open_overlap_deletion, digest="ab" * 32),
     )
     with running(app) as address, browser.new_context() as context:
         opened = context.new_page()

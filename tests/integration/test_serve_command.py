@@ -9,16 +9,15 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import grpc
 import httpx
 import psutil
 import pytest
 
 from serve.auth import add_key
+from tests.listeners import CALLS, LOOPBACK, Listener, is_rays_own, listeners, process_tree, status_of
 from tests.untrained import save_untrained_artefact
 
 if TYPE_CHECKING:
@@ -29,48 +28,10 @@ READY_S = 120.0
 MARKER = "xylophonequartz"
 """A word that no log may hold once it was in a request."""
 
-RAYS_OWN = {
-    "whyrank": "the driver, for Ray's workers",
-    "python": "the driver, where it is started by name; Ray's monitor and dashboard, for their metrics",
-    "gcs_server": "Ray's control service",
-    "raylet": "Ray's scheduler, and its object manager",
-    "ray::DashboardAgent": "Ray's agent for logs and metrics",
-    "ray::RuntimeEnvAgent": "Ray's agent for environments",
-    "ray::TelemetryAgent": "Ray's agent for events",
-    "ray::ServeController": "Ray Serve's controller, for Ray's workers",
-    "ray::ServeReplica": "replicas, for Ray's workers",
-    "ray::ProxyActor": "Ray Serve's proxy, for Ray's workers; HTTP itself is on loopback",
-    "ray::HAProxyManager": "who starts HAProxy, for Ray's workers; HAProxy itself is on loopback",
-    "ray::IDLE": "Ray's idle workers",
-}
-"""Who may listen on other interfaces than loopback: Ray's own processes, which ask for its token."""
-
 REPLICA = "ray::ServeRepl"
-
-CALLS = (
-    "/ray.rpc.JobInfoGcsService/GetAllJobInfo",
-    "/ray.rpc.NodeManagerService/GetSystemConfig",
-    "/ray.rpc.ObjectManagerService/Pull",
-    "/ray.rpc.CoreWorkerService/GetCoreWorkerStats",
-    "/ray.rpc.LogService/ListLogs",
-    "/ray.serve.ASGIService/HandleRequest",
-)
-"""One call of each service that Ray offers: control, scheduler, objects, workers, agent, replicas."""
-
 
 OPEN_METRICS = {44217: "of Ray's autoscaler", 44227: "of Ray's dashboard"}
 """Ports of metrics that Ray shows to anybody, and has no setting for: they tell of nodes, not of requests."""
-
-
-def status_of(place: str, call: str, *, token: str | None = None) -> str:
-    """Return how a call without content is answered."""
-    metadata = [("authorization", f"Bearer {token}")] if token else []
-    with grpc.insecure_channel(place, [("grpc.enable_http_proxy", 0)]) as channel:
-        try:
-            channel.unary_unary(call)(b"", timeout=5, metadata=metadata)
-        except grpc.RpcError as error:
-            return str(error.code().name)
-    return "OK"
 
 
 def http_answer(place: str) -> httpx.Response | None:
@@ -109,21 +70,11 @@ class Served:
 
     def tree(self) -> list[psutil.Process]:
         """Return the command's process and all that it has started."""
-        own = psutil.Process(self.process.pid)
-        return [own, *own.children(recursive=True)]
+        return process_tree(self.process.pid)
 
-    def listeners(self) -> list[tuple[str, str, int]]:
-        """Return name, address and port of every listening socket of the tree."""
-        found = []
-        for process in self.tree():
-            with suppress(psutil.Error):
-                name = process.name()
-                found += [
-                    (name, place.laddr.ip, place.laddr.port)
-                    for place in process.net_connections(kind="inet")
-                    if place.status == psutil.CONN_LISTEN
-                ]
-        return found
+    def listeners(self) -> list[Listener]:
+        """Return every listening socket of the tree."""
+        return listeners(self.tree())
 
     def token(self) -> str:
         """Return what this Ray's processes show each other."""
@@ -188,16 +139,15 @@ def assert_words(server: Served) -> None:
 def assert_only_ray_listens_beyond_loopback(server: Served) -> None:
     found = server.listeners()
     assert {address for _, address, port in found if port == server.port} == {"127.0.0.1"}
-    for name, address, port in found:
-        if address not in ("127.0.0.1", "::1"):
-            assert any(known.startswith(name) or name.startswith(known) for known in RAYS_OWN), (name, port)
+    for one in found:
+        assert one.address in LOOPBACK or is_rays_own(one), one
 
 
 def assert_calls_need_the_token(server: Served) -> None:
     found = {
         (name, "127.0.0.1" if address in ("::", "0.0.0.0") else address, port)
         for name, address, port in server.listeners()
-        if address not in ("127.0.0.1", "::1")
+        if address not in LOOPBACK
     }
     assert {"gcs_server", "raylet"} <= {name for name, _, _ in found}
     for name, address, port in found:

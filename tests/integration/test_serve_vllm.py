@@ -6,6 +6,7 @@ import asyncio
 import copy
 import importlib.util
 import json
+import os
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from serve.chat import ChatCost, ChatPiece, ChatTask
 from serve.errors import InvalidRequestError
 from serve.llm import EngineError, TextServer
 from serve.start import served
+from tests.listeners import CALLS, LOOPBACK, is_rays_own, listeners, process_tree, status_of
 from tests.untrained import save_untrained_artefact
 
 if TYPE_CHECKING:
@@ -54,6 +56,18 @@ def check_a_conversation(client: openai.OpenAI) -> None:
     )
     assert len(chunks) > 3
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == said  # greedy, as we say
+
+
+def check_who_listens() -> None:
+    """Check that beside Ray, which asks for its token, nothing waits for strangers: above all not vLLM."""
+    found = listeners(process_tree(os.getpid()))
+    assert any(one.name.startswith("VLLM::") for one in found)
+    for one in found:
+        if one.address not in LOOPBACK:
+            assert is_rays_own(one), one
+        if one.address not in LOOPBACK and one.name.startswith("ray::ServeRepl"):
+            answers = {status_of(f"127.0.0.1:{one.port}", call) for call in CALLS}
+            assert "UNAUTHENTICATED" in answers, one  # a torch store of vLLM's would speak no gRPC
 
 
 class ScriptedEngine(TextServer):
@@ -154,6 +168,7 @@ def test_an_engine_s_texts_are_streamed_and_verified(ray_instance: None, tmp_pat
             max_retries=0,
         )
         check_a_conversation(client)
+        check_who_listens()
     assert "degraded" not in answer
     for result in answer["results"][:2]:
         text = result["explanation"]["text"]

@@ -13,7 +13,7 @@ from rerank_core.testing import OverlapScorer
 from serve.app import build_http
 from serve.args import ServeArgs
 from serve.attributor import AttributorService
-from serve.reranker import ModelCard, Reranker
+from serve.reranker import ModelCard, Reranker, tokenizer_digest
 from tests.fake_services import TEXTS, build_overlap_attributor, open_overlap_deletion
 from tests.untrained import save_untrained_artefact
 
@@ -39,9 +39,14 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def card() -> ModelCard:
+def card(artefact: Path) -> ModelCard:
     return ModelCard(
-        digest="ab" * 32, max_length=48, max_query_length=16, long_documents="truncate", calibration=None
+        digest="ab" * 32,
+        tokenizer_digest=tokenizer_digest(artefact),
+        max_length=48,
+        max_query_length=16,
+        long_documents="truncate",
+        calibration=None,
     )
 
 

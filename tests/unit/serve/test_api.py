@@ -296,6 +296,18 @@ def test_no_answer_mixes_two_models(
     assert refused.headers["Retry-After"] == "2"
 
 
+def test_texts_are_not_cut_by_one_model_s_tokenizer_and_scored_by_another_s(
+    connect: Callable[..., TestClient], card: ModelCard, new_card: ModelCard
+) -> None:
+    other = replace(new_card, tokenizer_digest="ef" * 32)
+    client = connect(Broken(card, [Scored((0.0,), other)] * 3))
+    body = {"query": "a", "documents": ["b"]}
+    refused = client.post("/rerank", json={**body, "max_tokens_per_doc": 8})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_changing")
+    answer = client.post("/rerank", json=body)  # nothing is cut
+    assert (answer.status_code, answer.json()["meta"]["model_digest"]) == (200, other.digest)
+
+
 def test_an_answer_of_another_model_than_the_remembered_one_is_told_as_that_model_s(
     connect: Callable[..., TestClient], card: ModelCard, new_card: ModelCard
 ) -> None:
