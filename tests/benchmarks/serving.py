@@ -295,7 +295,7 @@ def over_free_model(args: ServeArgs) -> Application:
     ingress = serve.deployment(name="free_gateway", max_ongoing_requests=1024)(
         serve.ingress()(GatewayReplica)
     )
-    return ingress.bind(args, None, free, free, None)
+    return ingress.bind(args, None, free, free, None, None)
 
 
 def measure(artefact: Path, *, seconds: float, port: int) -> dict[str, float]:
