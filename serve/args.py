@@ -33,7 +33,12 @@ class _Scale(_Settings):
 class ReplicaArgs(_Scale):
     """The replicas of one deployment."""
 
-    num_cpus: float = Field(0.5, ge=0, description="CPUs that Ray counts for a replica.")
+    num_cpus: float = Field(
+        0.5,
+        ge=0,
+        description="CPUs that Ray counts for a replica. On a cluster its model, if it holds one, has as many"
+        " threads (rounded down, at least one) unless OMP_NUM_THREADS is set there.",
+    )
     num_gpus: float = Field(0.0, ge=0, description="GPUs of a replica; a part of one shares it.")
     surge_percent: int = Field(
         100,

@@ -334,24 +334,27 @@ class Gateway:
             self._card = card
             if any(part.card.digest != card.digest for own in scored for part in own):
                 continue
-            if limits != TokenLimits() and card.tokenizer_digest != self._counter.digest:
-                continue  # the texts were cut by another tokenizer than the model's
+            if self._would_cut_otherwise(card, limits):
+                continue
             if card.digest != before.digest:
                 sent, costed = costed, await self._costed(lists, card, limits)
                 if [one.documents for one in sent] != [one.documents for one in costed]:
                     continue  # this model's texts would have been cut elsewhere
             return card, [(one, _rank(one, own)) for one, own in zip(costed, scored, strict=True)]
-        raise UnavailableError(
-            "the model is being replaced, and the answer would have been of two versions of it",
-            code="model_changing",
-            remedy="send the request again after the time in Retry-After",
-            retry_after_s=2,
-        )
+        raise _model_changing()
+
+    def _would_cut_otherwise(self, card: ModelCard, limits: TokenLimits) -> bool:
+        """Return whether texts have to be cut, and this gateway's tokenizer is not the model's."""
+        return limits != TokenLimits() and card.tokenizer_digest != self._counter.digest
 
     async def _card_for(self, request: ScoredRequest | None) -> ModelCard:
         """Return the remembered card, or a new one where that does not state what is asked for."""
         remembered = self._card
         card = remembered or await self._reranker.describe()
+        if remembered and request is not None and self._would_cut_otherwise(card, token_limits(request)):
+            card = await self._reranker.describe()
+            if self._would_cut_otherwise(card, token_limits(request)):
+                raise _model_changing()  # before anything is scored in vain
         if request is not None and request.scale == "calibrated" and card.calibration is None:
             card = await self._reranker.describe() if remembered else card
             chosen_scale(request, card)
@@ -376,6 +379,15 @@ class Gateway:
         parts = [list(one.tasks(max_tokens)) for one in lists]
         found = iter(await _together([self._reranker.score(task) for own in parts for task in own]))
         return [[next(found) for _ in own] for own in parts]
+
+
+def _model_changing() -> UnavailableError:
+    return UnavailableError(
+        "the model is being replaced, and the answer would have been of two versions of it",
+        code="model_changing",
+        remedy="send the request again after the time in Retry-After",
+        retry_after_s=2,
+    )
 
 
 def _rank(costed: CostedList, parts: Sequence[Scored]) -> RankedList:

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from serve.batching import TokenBatcher
+from serve.priority import unhurried
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,6 +91,7 @@ def load_served(
     Raises:
         ArtefactError: the artefact is broken or altered, or a golden pair has another score than recorded.
     """
+    unhurried(_import_models)  # beside other replicas, which answer meanwhile
     import torch  # takes seconds to load, which whoever only asks a reranker need not wait for
 
     from rerank_core.models.artefact import load_artefact, read_spec
@@ -109,3 +111,11 @@ def load_served(
         calibration=read_spec(artefact).calibration,
     )
     return scorer, card
+
+
+def _import_models() -> None:
+    """Import what `load_artefact` needs, most of it by the time a model is built: two thirds of a start."""
+    import transformers.generation.utils
+    import transformers.modeling_utils  # noqa: F401
+
+    import rerank_core.models.artefact  # noqa: F401

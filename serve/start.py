@@ -159,10 +159,19 @@ def _wait_for_answer(host: str, port: int) -> None:
     raise ResourceError(f"{host}:{port} does not answer although all replicas are ready; look at Ray's logs")
 
 
+def let_replicas_use_all_cores() -> None:
+    """Give the model of each replica of a Ray that is started next as many threads as there are cores.
+
+    Ray's own choice is what it counts for a replica, one at first, which leaves the other cores idle.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+
+
 @contextmanager
 def ray_here(address: str | None) -> Iterator[None]:
     """Connect to Ray for as long as the context lasts; a local one listens to whoever has its token alone."""
     if address is None:
+        let_replicas_use_all_cores()
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         os.environ.setdefault("RAY_enable_metrics_collection", "0")  # its agent shows metrics to anybody

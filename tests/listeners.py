@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
+import httpx
 import psutil
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ LOOPBACK = ("127.0.0.1", "::1")
 
 RAYS_OWN = {
     "whyrank": "the driver, for Ray's workers",
-    "pytest": "the driver within the tests",
+    "pytest": "the driver in the tests",
     "python": "the driver, where it is started by name; Ray's monitor and dashboard, for their metrics",
     "gcs_server": "Ray's control service",
     "raylet": "Ray's scheduler, and its object manager",
@@ -71,8 +73,25 @@ def listeners(processes: Iterable[psutil.Process]) -> list[Listener]:
 
 def is_rays_own(listener: Listener) -> bool:
     """Return whether a process of that name may listen; the kernel cuts names after 15 characters."""
-    name = listener.name
-    return any(known.startswith(name) or name.startswith(known) for known in RAYS_OWN)
+    return any(listener.name.startswith(known[:15]) for known in RAYS_OWN)
+
+
+def http_answer(place: str) -> httpx.Response | None:
+    """Return what is answered to a browser, or None where something else than HTTP is spoken."""
+    try:
+        return httpx.get(f"http://{place}/", timeout=5, trust_env=False)
+    except httpx.RemoteProtocolError:
+        return None
+
+
+def refuses_strangers(listener: Listener) -> bool:
+    """Return whether a listener answers 401 or `UNAUTHENTICATED`, or shows nothing but Ray's metrics."""
+    host = "127.0.0.1" if listener.address in ("::", "0.0.0.0") else listener.address
+    spoken = http_answer(f"{host}:{listener.port}")
+    if spoken is not None:
+        return spoken.status_code == HTTPStatus.UNAUTHORIZED or spoken.text.startswith("# HELP")
+    answers = {status_of(f"{host}:{listener.port}", call) for call in CALLS}
+    return "UNAUTHENTICATED" in answers and "OK" not in answers
 
 
 def status_of(place: str, call: str, *, token: str | None = None) -> str:

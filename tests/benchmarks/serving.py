@@ -39,10 +39,10 @@ from jobs.ray_session import ray_session
 from rerank_core.models.artefact import load_artefact
 from rerank_core.records import Document, Query
 from serve.app import GatewayReplica, wired
-from serve.args import ReplicaArgs, ServeArgs
+from serve.args import ServeArgs
 from serve.haproxy import haproxy_environment
 from serve.reranker import ModelCard, Scored
-from serve.start import served
+from serve.start import let_replicas_use_all_cores, served
 from tests.untrained import save_untrained_artefact
 
 if TYPE_CHECKING:
@@ -300,8 +300,7 @@ def over_free_model(args: ServeArgs) -> Application:
 
 def measure(artefact: Path, *, seconds: float, port: int) -> dict[str, float]:
     """Print what is measured, and return what the last line says."""
-    one = ReplicaArgs(num_cpus=1.0)
-    args = ServeArgs(artefact=artefact, auth=False, requests_per_minute=10**9, reranker=one, attributor=one)
+    args = ServeArgs(artefact=artefact, auth=False, requests_per_minute=10**9)
     address = f"http://127.0.0.1:{port}"
     child = serve.deployment(max_ongoing_requests=1024)(BareChild).bind()
     bare = serve.deployment(max_ongoing_requests=1024)(serve.ingress()(BareIngress)).bind(child)
@@ -353,6 +352,7 @@ def main() -> None:
         with haproxy_environment():  # which Ray has read when this file's first line has run
             again = [argument for argument in sys.argv if argument != "--haproxy"]
             sys.exit(subprocess.run([sys.executable, *again], check=False).returncode)
+    let_replicas_use_all_cores()
     with tempfile.TemporaryDirectory() as folder, ray_session(address=None):
         artefact = given.artefact or Path(folder) / "tiny"
         if given.artefact is None:

@@ -38,7 +38,7 @@ from rerank_core.models.scorer import LanguageModelScorer
 from rerank_core.records import Document, Query
 from serve.app import wired
 from serve.args import ReplicaArgs, ServeArgs
-from serve.start import APP_NAME, served
+from serve.start import APP_NAME, let_replicas_use_all_cores, served
 from tests.benchmarks.serving import QUERY, documents_of, percentile
 from tests.scripted_serve import free_port, scripted_app
 
@@ -344,6 +344,7 @@ def main() -> None:
         "--seconds", type=float, default=20.0, help="of overload; of losses, three times as many"
     )
     given = reader.parse_args()
+    let_replicas_use_all_cores()
     with tempfile.TemporaryDirectory() as folder, ray_session(address=None):
         artefact = given.artefact or Path(folder) / "minilm"
         if given.artefact is None:

@@ -17,7 +17,16 @@ import psutil
 import pytest
 
 from serve.auth import add_key
-from tests.listeners import CALLS, LOOPBACK, Listener, is_rays_own, listeners, process_tree, status_of
+from tests.listeners import (
+    CALLS,
+    LOOPBACK,
+    Listener,
+    http_answer,
+    is_rays_own,
+    listeners,
+    process_tree,
+    status_of,
+)
 from tests.untrained import save_untrained_artefact
 
 if TYPE_CHECKING:
@@ -32,14 +41,6 @@ REPLICA = "ray::ServeRepl"
 
 OPEN_METRICS = {44217: "of Ray's autoscaler", 44227: "of Ray's dashboard"}
 """Ports of metrics that Ray shows to anybody, and has no setting for: they tell of nodes, not of requests."""
-
-
-def http_answer(place: str) -> httpx.Response | None:
-    """Return what is answered to a browser, or None where something else than HTTP is spoken."""
-    try:
-        return httpx.get(f"http://{place}/", timeout=5, trust_env=False)
-    except httpx.RemoteProtocolError:
-        return None
 
 
 def free_port() -> int:

@@ -300,12 +300,20 @@ def test_texts_are_not_cut_by_one_model_s_tokenizer_and_scored_by_another_s(
     connect: Callable[..., TestClient], card: ModelCard, new_card: ModelCard
 ) -> None:
     other = replace(new_card, tokenizer_digest="ef" * 32)
-    client = connect(Broken(card, [Scored((0.0,), other)] * 3))
+    reranker = Broken(card, [Scored((0.0,), one) for one in (other, other, other, card)])
+    reranker.next_card = other
+    client = connect(reranker)
     body = {"query": "a", "documents": ["b"]}
-    refused = client.post("/rerank", json={**body, "max_tokens_per_doc": 8})
-    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_changing")
+    cut = {**body, "max_tokens_per_doc": 8}
+    for _ in range(2):  # scored twice in vain; then, as the new model is known, not at all
+        refused = client.post("/rerank", json=cut)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_changing")
     answer = client.post("/rerank", json=body)  # nothing is cut
     assert (answer.status_code, answer.json()["meta"]["model_digest"]) == (200, other.digest)
+    reranker.next_card = card
+    assert client.post("/rerank", json=cut).status_code == 503
+    answer = client.post("/rerank", json=cut)  # an old replica is who takes it
+    assert (answer.status_code, answer.json()["meta"]["model_digest"]) == (200, card.digest)
 
 
 def test_an_answer_of_another_model_than_the_remembered_one_is_told_as_that_model_s(
