@@ -21,7 +21,7 @@ def niceness() -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
 def test_work_gives_way_and_nothing_after_it_does() -> None:
     before = niceness()
-    assert unhurried(niceness) == min(before + NICENESS, 19)
+    assert unhurried(niceness) == NICENESS
     assert niceness() == before
 
 
@@ -40,7 +40,7 @@ def ticks():  # of processor time, of each thread
 
 def note(event, arguments):
     if event == "import" and arguments[0] == "transformers.modeling_utils":
-        print("imported", niceness(threading.get_native_id()) - niceness(os.getpid()))
+        print("imported", niceness(threading.get_native_id()))
 
 sys.addaudithook(note)
 scorer, _ = load_served(Path(sys.argv[1]), long_documents="truncate", max_tokens_per_batch=512)
