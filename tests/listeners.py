@@ -80,7 +80,7 @@ def http_answer(place: str) -> httpx.Response | None:
     """Return what is answered to a browser, or None where something else than HTTP is spoken."""
     try:
         return httpx.get(f"http://{place}/", timeout=5, trust_env=False)
-    except httpx.RemoteProtocolError:
+    except httpx.TransportError:
         return None
 
 

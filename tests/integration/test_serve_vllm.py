@@ -22,7 +22,7 @@ from serve.chat import ChatCost, ChatPiece, ChatTask
 from serve.errors import InvalidRequestError
 from serve.llm import EngineError, TextServer
 from serve.start import served
-from tests.listeners import LOOPBACK, is_rays_own, listeners, process_tree, refuses_strangers
+from tests.listeners import LOOPBACK, listeners, process_tree, refuses_strangers
 from tests.untrained import save_untrained_artefact
 
 if TYPE_CHECKING:
@@ -59,13 +59,19 @@ def check_a_conversation(client: openai.OpenAI) -> None:
 
 
 def check_who_listens() -> None:
-    """Check that beside Ray, which asks for its token, nothing waits for strangers: above all not vLLM."""
+    """Check that nothing waits for strangers beside Ray, which asks for its token: above all not vLLM.
+
+    The allow-list of names is `test_serve_command`'s; this Ray is shared with other tests, whose actors it
+    may still hold.
+    """
     found = listeners(process_tree(os.getpid()))
-    assert any(one.name.startswith("VLLM::") for one in found)
+    engine = [one for one in found if one.name.startswith("VLLM::")]
+    assert engine
+    assert {one.address for one in engine} <= set(LOOPBACK)
     for one in found:
         if one.address not in LOOPBACK:
-            assert is_rays_own(one), one
-            assert refuses_strangers(one), one
+            # An idle worker of Ray's may have ended meanwhile.
+            assert refuses_strangers(one) or one not in listeners(process_tree(os.getpid())), one
 
 
 class ScriptedEngine(TextServer):
