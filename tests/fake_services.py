@@ -12,9 +12,11 @@ from rerank_core.errors import ConfigError
 from rerank_core.models.tiny import tiny_tokenizer
 from rerank_core.testing import OverlapScorer, grounded_answer
 from serve.chat import ChatCost, ChatPiece
+from serve.reranker import ModelCard, tokenizer_digest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+    from pathlib import Path
 
     from rerank_core.attribution.build import Method
     from rerank_core.attribution.deletion import Worths
@@ -29,6 +31,18 @@ TEXTS = (
     "ice on lakes and seas",
 )
 TOKENIZER = tiny_tokenizer(TEXTS, has_mask=True)
+
+
+def card_of(artefact: Path) -> ModelCard:
+    """Return the card of a model of 48 tokens that reads with an artefact's tokenizer."""
+    return ModelCard(
+        digest="ab" * 32,
+        tokenizer_digest=tokenizer_digest(artefact),
+        max_length=48,
+        max_query_length=16,
+        long_documents="truncate",
+        calibration=None,
+    )
 
 
 def build_overlap_attributor(

@@ -17,7 +17,6 @@ LOOPBACK = ("127.0.0.1", "::1")
 
 RAYS_OWN = {
     "whyrank": "the driver, for Ray's workers",
-    "pytest": "the driver in the tests",
     "python": "the driver, where it is started by name; Ray's monitor and dashboard, for their metrics",
     "gcs_server": "Ray's control service",
     "raylet": "Ray's scheduler, and its object manager",
@@ -80,14 +79,17 @@ def http_answer(place: str) -> httpx.Response | None:
     """Return what is answered to a browser, or None where something else than HTTP is spoken."""
     try:
         return httpx.get(f"http://{place}/", timeout=5, trust_env=False)
-    except httpx.TransportError:
+    except httpx.RemoteProtocolError:
         return None
 
 
 def refuses_strangers(listener: Listener) -> bool:
     """Return whether a listener answers 401 or `UNAUTHENTICATED`, or shows nothing but Ray's metrics."""
     host = "127.0.0.1" if listener.address in ("::", "0.0.0.0") else listener.address
-    spoken = http_answer(f"{host}:{listener.port}")
+    try:
+        spoken = http_answer(f"{host}:{listener.port}")
+    except httpx.ConnectError:  # it has ended
+        return False
     if spoken is not None:
         return spoken.status_code == HTTPStatus.UNAUTHORIZED or spoken.text.startswith("# HELP")
     answers = {status_of(f"{host}:{listener.port}", call) for call in CALLS}

@@ -21,10 +21,16 @@ from serve.app import build_http
 from serve.args import ServeArgs
 from serve.attributor import AttributorService
 from serve.auth import add_key
-from serve.reranker import ModelCard, Reranker, tokenizer_digest
+from serve.reranker import Reranker
 from serve.retriever import RetrieverService
 from serve.routes import PAGE
-from tests.fake_services import TEXTS, ScriptedWriter, build_overlap_attributor, open_overlap_deletion
+from tests.fake_services import (
+    TEXTS,
+    ScriptedWriter,
+    build_overlap_attributor,
+    card_of,
+    open_overlap_deletion,
+)
 from tests.untrained import save_untrained_artefact
 
 if TYPE_CHECKING:
@@ -71,17 +77,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
     )
     with running(app) as address:
         yield address, key
-
-
-def card_of(artefact: Path) -> ModelCard:
-    return ModelCard(
-        digest="ab" * 32,
-        tokenizer_digest=tokenizer_digest(artefact),
-        max_length=48,
-        max_query_length=16,
-        long_documents="truncate",
-        calibration=None,
-    )
 
 
 @contextmanager

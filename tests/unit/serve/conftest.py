@@ -13,8 +13,8 @@ from rerank_core.testing import OverlapScorer
 from serve.app import build_http
 from serve.args import ServeArgs
 from serve.attributor import AttributorService
-from serve.reranker import ModelCard, Reranker, tokenizer_digest
-from tests.fake_services import TEXTS, build_overlap_attributor, open_overlap_deletion
+from serve.reranker import Reranker
+from tests.fake_services import TEXTS, build_overlap_attributor, card_of, open_overlap_deletion
 from tests.untrained import save_untrained_artefact
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from serve.explanations import Attributors
     from serve.first_stage import Retrievers
     from serve.gateway import RerankerService
+    from serve.reranker import ModelCard
 
 QUERY = Query("q", "sea ice")
 
@@ -40,14 +41,7 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def card(artefact: Path) -> ModelCard:
-    return ModelCard(
-        digest="ab" * 32,
-        tokenizer_digest=tokenizer_digest(artefact),
-        max_length=48,
-        max_query_length=16,
-        long_documents="truncate",
-        calibration=None,
-    )
+    return card_of(artefact)
 
 
 @pytest.fixture
