@@ -94,10 +94,9 @@ class MaskedText:
             if run[0] == "1":
                 kept += self.text[self._bounds[place] : self._bounds[end]]
             else:
-                num_masks = 1 if self._is_collapsing else len(run)
-                kept += " " * (bool(kept) and not kept[-1].isspace()) + " ".join(
-                    [self._mask_token] * num_masks
-                )
+                if kept and not kept[-1].isspace():
+                    kept += " "
+                kept += self._mask_token if self._is_collapsing else " ".join([self._mask_token] * len(run))
             place = end
         return kept
 

@@ -62,12 +62,15 @@ class PrefixTree:
         self._paths: dict[bytes, array[int]] = {}
         self._num_path_bytes = 0  # of sequences and paths
         self._scores: dict[int, float] = {}
-        self._num_nodes = 1  # node 0 stands for no token: the parent of first tokens, and the padding
+        # Of each node: its token, and how many stand before it. Node 0 stands for no token: it is the parent
+        # of first tokens, and the padding.
+        self._tokens, self._depths = array("i", [0]), array("q", [0])
+        self._numbers = array("q", range(_FIRST_CAPACITY))  # 0, 1, 2, ...: a slice costs less than a range
 
     @property
     def num_tokens(self) -> int:
         """Return how many different tokens the tree holds."""
-        return self._num_nodes - 1
+        return len(self._tokens) - 1
 
     @torch.inference_mode()
     def score(self, sequences: Sequence[array[int]]) -> list[float]:
@@ -101,8 +104,8 @@ class PrefixTree:
                 level_of_start.append(level)
             if level == len(levels):
                 levels.append([])
-            levels[level].append(_Branch(path, tokens, num_new))
-        self._memory.reserve(self._num_nodes)
+            levels[level].append(_Branch(path, num_new))
+        self._memory.reserve(len(self._tokens))
         for branches in levels:  # a branch looks at branches of earlier levels
             for batch in self._batches(branches):
                 self._compute(batch)
@@ -123,11 +126,14 @@ class PrefixTree:
         for neighbour in self._sequences[max(place - 1, 0) : place + 1]:
             known = num_known * tokens.itemsize
             if neighbour.startswith(sequence[: known + tokens.itemsize]):
-                num_known += _num_shared(sequence[known:], neighbour[known:]) // tokens.itemsize
+                num_known = _num_shared(sequence, neighbour, known=known) // tokens.itemsize
                 path = self._paths[neighbour][:num_known]
-        num_added = len(tokens) - num_known
-        path.extend(range(self._num_nodes, self._num_nodes + num_added))
-        self._num_nodes += num_added
+        num_nodes = len(self._tokens)
+        self._tokens.extend(tokens[num_known:])
+        while len(self._numbers) < len(self._tokens):
+            self._numbers.extend(range(len(self._numbers), 2 * len(self._numbers)))
+        path.extend(self._numbers[num_nodes : len(self._tokens)])
+        self._depths.extend(self._numbers[num_known : len(tokens)])
         self._sequences.insert(place, sequence)
         self._paths[sequence] = path
         self._num_path_bytes += len(sequence) + len(path) * path.itemsize
@@ -152,18 +158,18 @@ class PrefixTree:
     def _compute(self, batch: Sequence[_Branch]) -> None:
         """Compute the new nodes of some branches, longest first, and the scores at their ends."""
         num_new = batch[0].num_new
-        length = max(len(branch.path) for branch in batch)
-        paths = _left_padded([branch.path for branch in batch], length=length)  # padded with the root
-        ids = _left_padded([branch.tokens[-branch.num_new :] for branch in batch], length=num_new)
-        new_nodes = _left_padded([branch.path[-branch.num_new :] for branch in batch], length=num_new)
-        starts = length - np.array([[len(branch.path)] for branch in batch])  # (branches, 1)
-        columns = np.arange(length)
-        new_columns = columns[length - num_new :]
-        positions = np.maximum(new_columns - starts, 0)  # (branches, new)
+        paths = _left_padded([branch.path for branch in batch])  # (branches, length), padded with the root
+        length = paths.shape[1]
+        window = paths[:, length - num_new :]
+        first_new = np.array([[branch.path[-branch.num_new]] for branch in batch])  # (branches, 1)
+        nodes = window * (window >= first_new)  # the root or new, as the numbers of nodes rise along a path
+        ids = np.frombuffer(self._tokens, dtype=self._tokens.typecode)[nodes]  # (branches, new)
+        positions = np.frombuffer(self._depths, dtype=self._depths.typecode)[nodes]
         # Padding before a whole path looks at nothing: with the lowest number everywhere it looks at all
         # alike, so its states are finite; they go to the root, which no other token looks at.
-        may_look = (columns >= starts)[:, None] & (columns <= new_columns[:, None])
-        self._memory.aim(self._tensor(paths), self._tensor(new_nodes))
+        columns = np.arange(length)
+        may_look = (paths > _ROOT)[:, None] & (columns <= columns[length - num_new :, None])
+        self._memory.aim(self._tensor(paths), self._tensor(nodes))
         scores = self._model.forward_cached(
             input_ids=self._tensor(ids),
             position_ids=self._tensor(positions),
@@ -178,8 +184,9 @@ class PrefixTree:
         return torch.from_numpy(array).to(self._device)
 
 
-def _left_padded(rows: Sequence[array[int]], *, length: int) -> npt.NDArray[Any]:
-    """Return arrays of one kind as rows of one length, with zeros before them."""
+def _left_padded(rows: Sequence[array[int]]) -> npt.NDArray[Any]:
+    """Return arrays of one kind as rows of the longest one's length, with zeros before them."""
+    length = max(map(len, rows))
     joined = bytearray()
     for row in rows:
         joined += bytes((length - len(row)) * row.itemsize)
@@ -187,20 +194,20 @@ def _left_padded(rows: Sequence[array[int]], *, length: int) -> npt.NDArray[Any]
     return np.frombuffer(joined, dtype=rows[0].typecode).reshape(len(rows), length)
 
 
-def _num_shared(one: bytes, other: bytes) -> int:
-    """Return how many bytes two sequences have in common at their beginnings."""
-    length = min(len(one), len(other))
-    differing = int.from_bytes(one[:length], "big") ^ int.from_bytes(other[:length], "big")
-    return length - (differing.bit_length() + 7) // 8
+def _num_shared(one: bytes, other: bytes, *, known: int) -> int:
+    """Return how many bytes two sequences have in common at their beginnings, at least `known`."""
+    end = min(len(one), len(other))
+    differing = int.from_bytes(one[known:end], "big") ^ int.from_bytes(other[known:end], "big")
+    return end - (differing.bit_length() + 7) // 8
 
 
 class _Branch:
     """A sequence with its path; its last `num_new` nodes are to be computed."""
 
-    __slots__ = ("num_new", "path", "tokens")
+    __slots__ = ("num_new", "path")
 
-    def __init__(self, path: array[int], tokens: array[int], num_new: int) -> None:
-        self.path, self.tokens, self.num_new = path, tokens, num_new
+    def __init__(self, path: array[int], num_new: int) -> None:
+        self.path, self.num_new = path, num_new
 
 
 class _NodeMemory(Cache):

@@ -32,6 +32,9 @@ LongDocuments = Literal["truncate", "max_chunk"]
 CHUNK_SPARE = 16
 """One token in so many of a document's room stays free in a chunk: masked, it may take some more."""
 
+FEW_TEXTS = 8
+"""So few texts are tokenised sooner than the tokenizer's threads are woken."""
+
 PAIR_TEMPLATE = "{cls}{query}{sep}{document}{sep}"
 TEXT_TEMPLATE = "Query: {query}\nDocument: {document}{eos}"
 YES_NO_TEMPLATE = "Query: {query}\nDocument: {document}\nDoes the document answer the query? Answer:"
@@ -148,7 +151,11 @@ class PairEncoder:
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
-        found = iter(backend.encode_batch_fast(plain, add_special_tokens=False))
+        if len(plain) < FEW_TEXTS:
+            encoded = [backend.encode(text, add_special_tokens=False) for text in plain]
+        else:
+            encoded = backend.encode_batch_fast(plain, add_special_tokens=False)
+        found = iter(encoded)
         return [next(found).ids if not mask or mask not in text else self.text_ids(text) for text in texts]
 
     def visible_content(self, query: Query, document: Document) -> str:
