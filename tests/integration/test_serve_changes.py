@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -27,10 +26,9 @@ from serve.auth import add_key
 from serve.start import APP_NAME, served
 from tests.scripted_serve import QUERY, TEXTS, free_port, scripted_app
 from tests.untrained import save_untrained_artefact
+from tests.watcher import Watcher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rerank_core.models.scorer import LanguageModelScorer
 
 pytestmark = pytest.mark.ray
@@ -43,28 +41,6 @@ LONG = ["sea ice " * 80, *TEXTS]
 
 RANKING = {"query": QUERY, "documents": LONG, "scale": "logit"}
 EXPLAINED = {"query": QUERY, "documents": TEXTS, "scale": "logit", "explain": {"top_k": 2}, "budget": BUDGET}
-
-
-class Watcher:
-    """Sends one request again and again, and keeps every answer with the time when it came."""
-
-    def __init__(self, client: httpx.Client, path: str, body: dict[str, Any]) -> None:
-        self.answers: list[tuple[float, httpx.Response]] = []
-        self._ask: Callable[[], httpx.Response] = lambda: client.post(path, json=body)
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        while not self._ended.is_set():
-            self.answers.append((time.monotonic(), self._ask()))
-
-    def __enter__(self) -> Watcher:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
 
 
 def offline_scores(scorer: LanguageModelScorer, texts: list[str]) -> list[float]:
