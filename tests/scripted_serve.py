@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -62,10 +61,3 @@ def scripted_app(args: ServeArgs) -> Application:
     )
     scripted = serve.deployment(name="text_server", ray_actor_options={"num_cpus": 0.1})(ScriptedTextServer)
     return wired(args, engine=engine, text_server=scripted.bind())
-
-
-def free_port() -> int:
-    """Return a port of loopback that nobody listens at."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -24,6 +24,8 @@ COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e
 
 MARKERS: Final = ("o", "s", "^", "D", "v")
 HEIGHT: Final = 380
+NAME_WIDTH: Final = 165
+"""CSS pixels of a method's name and its marker in the legend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ def draw_learning_curves(
             curve.steps, curve.values, label=label, linewidth=1.4, markersize=3.5, **looks[curve.method]
         )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(axes, style)
+    _legend(figure, style)
     return figure
 
 
@@ -84,7 +86,7 @@ def draw_accuracy_against_cost(
             **look,
         )
     axes.margins(x=0.15)
-    _legend(axes, style)
+    _legend(figure, style)
     return figure
 
 
@@ -99,7 +101,7 @@ def draw_reliability(bins_by_method: Mapping[str, Sequence[ReliabilityBin]], sty
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
     axes.set_aspect("equal")
-    _legend(axes, style)
+    _legend(figure, style)
     return figure
 
 
@@ -115,8 +117,15 @@ def _axes(style: PictureStyle, *, x_label: str, y_label: str) -> tuple[Axes, Fig
     return axes, figure
 
 
-def _legend(axes: Axes, style: PictureStyle) -> None:
-    legend = axes.legend(frameon=False, fontsize=8, labelcolor=style.palette.ink)
+def _legend(figure: Figure, style: PictureStyle) -> None:
+    """Name what was drawn, above the axes, where nothing is drawn that it could hide."""
+    legend = figure.legend(
+        loc="outside upper center",
+        ncols=max(style.width // NAME_WIDTH, 1),
+        frameon=False,
+        fontsize=8,
+        labelcolor=style.palette.ink,
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)
 

@@ -40,7 +40,8 @@ from serve.app import wired
 from serve.args import ReplicaArgs, ServeArgs
 from serve.start import APP_NAME, let_replicas_use_all_cores, served
 from tests.benchmarks.serving import QUERY, documents_of, percentile
-from tests.scripted_serve import free_port, scripted_app
+from tests.listeners import free_port
+from tests.scripted_serve import scripted_app
 
 if TYPE_CHECKING:
     from collections.abc import Callable

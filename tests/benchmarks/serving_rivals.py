@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ import uvicorn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.benchmarks.serving import NUM_DOCUMENTS, QUERY, documents_of
+from tests.listeners import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -180,11 +180,6 @@ def ours(artefact: Path, *, port: int) -> Iterator[str]:
         served(wired(args, engine=None, text_server=None), args, host="127.0.0.1", port=port),
     ):
         yield f"http://127.0.0.1:{port}"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @contextmanager

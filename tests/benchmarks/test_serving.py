@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripted_serve import free_port
+from tests.listeners import free_port
 
 BENCHMARK = Path(__file__).with_name("serving.py")
 GATEWAY_P50_MS = 3.0

@@ -12,6 +12,7 @@ from rerank_core.records import Calibration
 from serve.args import ReplicaArgs, ServeArgs
 from serve.auth import add_key
 from serve.start import served
+from tests.listeners import free_port
 from tests.untrained import save_untrained_artefact
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def server_args(artefact: Path, tmp_path_factory: pytest.TempPathFactory) -> Ser
 @pytest.fixture(scope="session")
 def server(ray_instance: None, server_args: ServeArgs) -> Iterator[tuple[str, str]]:
     """The address of a running server, and a key to it; whoever ends it is the last test of its users."""
-    from tests.scripted_serve import free_port, scripted_app
+    from tests.scripted_serve import scripted_app
 
     assert server_args.keys is not None
     key = add_key(server_args.keys, "tests")

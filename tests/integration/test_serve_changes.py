@@ -24,7 +24,8 @@ from serve.app import build_app
 from serve.args import ReplicaArgs, ServeArgs
 from serve.auth import add_key
 from serve.start import APP_NAME, served
-from tests.scripted_serve import QUERY, TEXTS, free_port, scripted_app
+from tests.listeners import free_port
+from tests.scripted_serve import QUERY, TEXTS, scripted_app
 from tests.untrained import save_untrained_artefact
 from tests.watcher import Watcher
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from tests.listeners import (
     CALLS,
     LOOPBACK,
     Listener,
+    free_port,
     http_answer,
     is_rays_own,
     listeners,
@@ -41,11 +41,6 @@ REPLICA = "ray::ServeRepl"
 
 OPEN_METRICS = {44217: "of Ray's autoscaler", 44227: "of Ray's dashboard"}
 """Ports of metrics that Ray shows to anybody, and has no setting for: they tell of nodes, not of requests."""
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 class Served:

@@ -41,8 +41,7 @@ def points(line: Line2D) -> tuple[list[float], list[float]]:
 
 
 def legend(figure: Figure) -> list[str]:
-    found = figure.axes[0].get_legend()
-    assert found is not None
+    (found,) = figure.legends
     return [text.get_text() for text in found.get_texts()]
 
 
@@ -83,6 +82,18 @@ def test_promises_are_drawn_against_what_came_beside_the_diagonal() -> None:
     assert drawn == [([0, 1], [0, 1]), ([0.2, 0.7], [0.3, 0.5]), ([0.9], [0.4])]
     assert legend(figure) == ["sft", "raw"]
     assert labels(figure) == ("promised (mean probability)", "came (mean target)")
+
+
+@pytest.mark.parametrize("width", [330, 880])
+def test_the_names_of_methods_hide_nothing_that_is_drawn(width: int) -> None:
+    bins = {f"smollm2-4 {method}": BINS["sft"] for method in ("sft", "rm", "dpo", "ppo", "untrained")}
+    figure = draw_reliability(bins, PictureStyle(width=width))
+    png_of(figure)
+    (names,), (axes,) = figure.legends, figure.axes
+    box = names.get_window_extent()
+    assert not box.overlaps(axes.get_window_extent())
+    assert figure.bbox.x0 <= box.x0
+    assert box.x1 <= figure.bbox.x1
 
 
 def test_many_methods_differ_in_colour_or_marker() -> None:
