@@ -57,12 +57,6 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def process_tree(pid: int) -> list[psutil.Process]:
-    """Return a process and all that it has started."""
-    own = psutil.Process(pid)
-    return [own, *own.children(recursive=True)]
-
-
 def listeners(processes: Iterable[psutil.Process]) -> list[Listener]:
     """Return every listening socket of those processes that still run."""
     found = []

@@ -24,8 +24,11 @@ COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e
 
 MARKERS: Final = ("o", "s", "^", "D", "v")
 HEIGHT: Final = 380
-NAME_WIDTH: Final = 165
-"""CSS pixels of a method's name and its marker in the legend."""
+LETTER_WIDTH: Final = 7
+"""CSS pixels of a letter in the legend, on average and with some to spare."""
+
+MARKER_WIDTH: Final = 45
+"""CSS pixels of the legend around a name: its marker, and the space beside both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +122,13 @@ def _axes(style: PictureStyle, *, x_label: str, y_label: str) -> tuple[Axes, Fig
 
 def _legend(figure: Figure, style: PictureStyle) -> None:
     """Name what was drawn, above the axes, where nothing is drawn that it could hide."""
+    names = [str(line.get_label()) for line in figure.axes[0].get_lines()]
+    longest = MARKER_WIDTH + LETTER_WIDTH * max(
+        (len(name) for name in names if not name.startswith("_")), default=0
+    )
     legend = figure.legend(
         loc="outside upper center",
-        ncols=max(style.width // NAME_WIDTH, 1),
+        ncols=max(style.width // longest, 1),
         frameon=False,
         fontsize=8,
         labelcolor=style.palette.ink,

@@ -33,7 +33,7 @@ CHUNK_SPARE = 16
 """One token in so many of a document's room stays free in a chunk: masked, it may take some more."""
 
 FEW_TEXTS = 8
-"""So few texts are tokenised sooner than the tokenizer's threads are woken."""
+"""Fewer words than these are tokenised before the tokenizer's threads are awake (on two cores)."""
 
 PAIR_TEMPLATE = "{cls}{query}{sep}{document}{sep}"
 TEXT_TEMPLATE = "Query: {query}\nDocument: {document}{eos}"

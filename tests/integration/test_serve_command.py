@@ -7,12 +7,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
-import psutil
 import pytest
 
 from serve.auth import add_key
@@ -24,16 +22,17 @@ from tests.listeners import (
     http_answer,
     is_rays_own,
     listeners,
-    process_tree,
     status_of,
 )
+from tests.processes import end, process_tree, wait_until
 from tests.untrained import save_untrained_artefact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import psutil
+
 ROOT = Path(__file__).resolve().parents[2]
-READY_S = 120.0
 MARKER = "xylophonequartz"
 """A word that no log may hold once it was in a request."""
 
@@ -56,13 +55,18 @@ class Served:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         with self.told.open("w") as stream:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, env=environment | settings
+                command,
+                cwd=ROOT,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=environment | settings,
+                text=True,
             )
-        deadline = time.monotonic() + READY_S
-        while "answers at" not in self.told.read_text():
-            assert self.process.poll() is None, self.told.read_text()
-            assert time.monotonic() < deadline, self.told.read_text()
-            time.sleep(0.2)
+        wait_until(
+            lambda: "answers at" in self.told.read_text() or self.process.poll() is not None,
+            told=self.told.read_text,
+        )
+        assert self.process.poll() is None, self.told.read_text()
 
     def tree(self) -> list[psutil.Process]:
         """Return the command's process and all that it has started."""
@@ -88,11 +92,7 @@ class Served:
 
     def end(self) -> None:
         """Interrupt the command, and wait until it and all that it has started are gone."""
-        tree = self.tree()[1:]
-        self.process.send_signal(signal.SIGINT)
-        assert self.process.wait(60) == 0
-        _, left = psutil.wait_procs(tree, timeout=30)
-        assert left == []
+        assert end(self.process, signal.SIGINT) == 0
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ from serve.chat import ChatCost, ChatPiece, ChatTask
 from serve.errors import InvalidRequestError
 from serve.llm import EngineError, TextServer
 from serve.start import served
-from tests.listeners import LOOPBACK, listeners, process_tree, refuses_strangers
+from tests.listeners import LOOPBACK, listeners, refuses_strangers
+from tests.processes import process_tree
 from tests.untrained import save_untrained_artefact
 
 if TYPE_CHECKING:

@@ -84,16 +84,20 @@ def test_promises_are_drawn_against_what_came_beside_the_diagonal() -> None:
     assert labels(figure) == ("promised (mean probability)", "came (mean target)")
 
 
-@pytest.mark.parametrize("width", [330, 880])
-def test_the_names_of_methods_hide_nothing_that_is_drawn(width: int) -> None:
-    bins = {f"smollm2-4 {method}": BINS["sft"] for method in ("sft", "rm", "dpo", "ppo", "untrained")}
-    figure = draw_reliability(bins, PictureStyle(width=width))
+@pytest.mark.parametrize("width", [330, 1000])
+@pytest.mark.parametrize("model", ["minilm", "ms-marco-MiniLM-L-6-v2", "Qwen3-Embedding-0.6B"])
+def test_the_names_of_methods_are_whole_and_hide_nothing_that_is_drawn(model: str, width: int) -> None:
+    methods = [f"{model} {method}" for method in ("sft", "rm", "dpo", "ppo", "untrained")]
+    costs = [MethodCost(method, 10.0, Interval(0.7, 0.6, 0.8)) for method in methods]
+    figure = draw_accuracy_against_cost(
+        costs, PictureStyle(width=width), cost_label="CPU seconds", accuracy_label="pairwise accuracy"
+    )
     png_of(figure)
     (names,), (axes,) = figure.legends, figure.axes
     box = names.get_window_extent()
     assert not box.overlaps(axes.get_window_extent())
-    assert figure.bbox.x0 <= box.x0
-    assert box.x1 <= figure.bbox.x1
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
 
 
 def test_many_methods_differ_in_colour_or_marker() -> None:

@@ -13,7 +13,7 @@ from transformers import AutoModel, GPT2Config, LlamaConfig, PretrainedConfig, Q
 from rerank_core.models.build import build_encoder, build_model, load_tokenizer
 from rerank_core.models.near_copies import NearCopies, PieceEncoder
 from rerank_core.models.prefix_tree import PrefixTree
-from rerank_core.models.scorer import LanguageModelScorer, SingleNeuronModel
+from rerank_core.models.scorer import FEW_TEXTS, LanguageModelScorer, SingleNeuronModel
 from rerank_core.models.tiny import save_tiny_causal, save_tiny_encoder, save_tiny_writer
 from rerank_core.records import Document, Query
 
@@ -168,6 +168,14 @@ def test_pieces_have_the_tokens_of_the_whole_text(encoders, text):
         assert first == again == whole
         assert pieces.encode([(QUERIES[0], text)]) == [whole]
         assert pieces.sequences([(QUERIES[0], text)]) == [array("i", whole.input_ids)]
+
+
+def test_few_texts_and_many_are_tokenised_alike(encoders):
+    pieces = ["Sea-ice", " [MASK]", " (2", " naïve", " ...", " 日本", " x_y", " —", " end."]
+    for encoder in encoders:
+        ids = [encoder.text_ids(piece) for piece in pieces]
+        for number in (1, FEW_TEXTS - 1, FEW_TEXTS, len(pieces)):
+            assert encoder.batch_ids(pieces[:number]) == ids[:number]
 
 
 def test_a_tokenizer_that_does_not_cut_at_spaces_reads_the_whole_text(encoders):
